@@ -1,0 +1,99 @@
+"""Reading and checking ground truth in COCO's JSON format. Needs no Detectron2."""
+
+import json
+import math
+from pathlib import Path
+
+from oln_d2.errors import InputError
+
+
+def read_json(path):
+    """
+    Args:
+        path (str): a JSON file.
+
+    Returns:
+        what the file holds.
+
+    Raises:
+        InputError: the file is missing, not readable or not complete JSON.
+    """
+    try:
+        return json.loads(Path(path).expanduser().read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not complete, valid JSON ({error}); fetch or write it again") from None
+
+
+def load_coco(path):
+    """
+    Read a COCO ground truth file and check all that training or evaluation will rely on, so that bad
+    data stops the run before work is lost.
+
+    Args:
+        path (str): JSON with the lists `images` (`id`, `width`, `height`), `annotations` (`image_id`,
+            `category_id`, `bbox` as XYWH in absolute pixels; `area` and `iscrowd` optional here) and
+            `categories` (`id`, `name`).
+
+    Returns:
+        dict: the content of the file, unchanged.
+
+    Raises:
+        InputError: names the file, the entry and the field that is missing, repeated, of the wrong
+            type, NaN, infinite or negative.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path}: holds a JSON {type(content).__name__}, not an object with 'images', "
+            "'annotations' and 'categories'; a list is a results file, not ground truth"
+        )
+    for field in ("images", "annotations", "categories"):
+        if not isinstance(content.get(field), list):
+            raise InputError(f"{path}: field '{field}' is missing or not a list; not COCO ground truth")
+    for field in ("images", "categories"):
+        if not content[field]:
+            raise InputError(f"{path}: field '{field}' is empty; there is nothing to work on")
+    image_ids = _unique_ids(path, "images", content["images"])
+    category_ids = _unique_ids(path, "categories", content["categories"])
+    for category in content["categories"]:
+        if not isinstance(category.get("name"), str):
+            raise InputError(f"{path}: categories entry with id {category['id']} has no 'name'")
+    for index, annotation in enumerate(content["annotations"]):
+        _check_annotation(path, index, annotation, image_ids, category_ids)
+    return content
+
+
+def _unique_ids(path, field, entries):
+    ids = set()
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get("id"), int):
+            raise InputError(f"{path}: {field}[{index}] has no integer 'id'")
+        if entry["id"] in ids:
+            raise InputError(f"{path}: {field}[{index}]: id {entry['id']} occurs twice")
+        ids.add(entry["id"])
+    return ids
+
+
+def _check_annotation(path, index, annotation, image_ids, category_ids):
+    where = f"{path}: annotations[{index}]"
+    if not isinstance(annotation, dict):
+        raise InputError(f"{where} is not an object")
+    if annotation.get("image_id") not in image_ids:
+        raise InputError(f"{where}: image_id {annotation.get('image_id')!r} is not in 'images'")
+    if annotation.get("category_id") not in category_ids:
+        raise InputError(
+            f"{where}: category_id {annotation.get('category_id')!r} is not in 'categories'"
+        )
+    box = annotation.get("bbox")
+    try:
+        fits = len(box) == 4 and all(map(math.isfinite, box)) and box[2] >= 0 and box[3] >= 0
+    except TypeError:
+        fits = False
+    if not fits:
+        raise InputError(
+            f"{where}: bbox {box!r} is not four finite numbers x, y, width >= 0, height >= 0"
+        )
