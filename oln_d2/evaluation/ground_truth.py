@@ -1,0 +1,129 @@
+"""
+Ground truth as arrays. Needs no Detectron2.
+
+Shapes: I images, G ground truths (gts) of the whole data set.
+"""
+
+from functools import cached_property
+
+import numpy as np
+
+from oln_d2.data.coco import load_coco
+from oln_d2.data.splits import split_category_ids
+from oln_d2.errors import InputError
+
+
+class GroundTruth:
+    """
+    The objects of a data set and which of them are of seen categories. Not to be changed once made.
+
+    The G gts are ordered by image id, then category id, then their order in the file: the order in
+    which pycocotools looks at them, which decides exact ties.
+
+    Attributes:
+        source (str): where the gts came from; named in errors.
+        image_ids (I,): ascending. All of them take part, also those without a gt.
+        image_sizes (I, 2): height, width in pixels; NaN where the file does not tell.
+        starts (I + 1,): the gts of image i are starts[i]:starts[i + 1].
+        boxes (G, 4): XYWH, absolute pixels, as in the file.
+        areas (G,): the annotation's `area` in pixels (in COCO the mask's, not the box's).
+        crowd (G,), seen (G,): bool.
+        category_ids (G,)
+        category_names (dict[int, str]): of all categories, by id.
+        seen_names (tuple[str]): names of the seen categories.
+    """
+
+    def __init__(self, content, seen, source="ground truth"):
+        """
+        Args:
+            content (dict): a COCO ground truth, as :func:`oln_d2.data.coco.load_coco` returns it.
+            seen (str | list[str]): a split's name or category names, see
+                :func:`oln_d2.data.splits.seen_names`. May be empty.
+            source (str): named in errors.
+
+        Raises:
+            InputError: an unknown category, or an annotation without a usable `area`.
+        """
+        self.source = str(source)
+        seen_ids, _ = split_category_ids(content["categories"], seen, source)
+        self.category_names = {c["id"]: c["name"] for c in content["categories"]}
+        self.seen_names = tuple(self.category_names[i] for i in seen_ids)
+
+        images = sorted(content["images"], key=lambda image: image["id"])
+        self.image_ids = np.array([image["id"] for image in images], np.int64)
+        self.image_sizes = np.array(
+            [[image.get(side) or np.nan for side in ("height", "width")] for image in images], float
+        )
+        annotations = content["annotations"]
+        for index, annotation in enumerate(annotations):
+            area = annotation.get("area")
+            if not isinstance(area, (int, float)) or not 0 <= area < np.inf:
+                raise InputError(
+                    f"{source}: annotations[{index}]: area {area!r} is not a finite number >= 0; "
+                    "recall by object size needs it"
+                )
+        image = self.index_images([a["image_id"] for a in annotations])
+        category = np.array([a["category_id"] for a in annotations], np.int64)
+        order = np.lexsort((category, image))
+        self.category_ids = category[order]
+        self.starts = np.searchsorted(image[order], np.arange(len(images) + 1))
+        self.boxes = np.array([a["bbox"] for a in annotations], float).reshape(-1, 4)[order]
+        self.areas = np.array([a["area"] for a in annotations], float)[order]
+        self.crowd = np.array([bool(a.get("iscrowd")) for a in annotations], bool)[order]
+        self.seen = np.isin(self.category_ids, seen_ids)
+        self._annotations = [annotations[i] for i in order]
+
+    @classmethod
+    def load(cls, path, seen):
+        """Read a COCO ground truth JSON; arguments and errors as in `__init__` and `load_coco`."""
+        return cls(load_coco(path), seen, path)
+
+    @property
+    def images(self):
+        """(G,): the index of the image that each gt is in."""
+        return np.repeat(np.arange(len(self.image_ids)), np.diff(self.starts))
+
+    def index_images(self, image_ids):
+        """
+        Args:
+            image_ids (N,): image ids.
+
+        Returns:
+            (N,) int64: their index in `image_ids`.
+
+        Raises:
+            InputError: names the first id that the ground truth does not have, and its place.
+        """
+        image_ids = np.asarray(image_ids)
+        if image_ids.size and image_ids.dtype.kind not in "iu":
+            raise InputError(f"image ids have to be integers, not {image_ids.dtype}")
+        index = np.searchsorted(self.image_ids, image_ids)
+        index = np.minimum(index, len(self.image_ids) - 1).astype(np.int64)
+        unknown = np.flatnonzero(self.image_ids[index] != image_ids)
+        if len(unknown):
+            first = unknown[0]
+            raise InputError(
+                f"entry {first}: image_id {image_ids[first]} is not in {self.source}; "
+                "are the detections those of another data set?"
+            )
+        return index
+
+    @cached_property
+    def masks(self):
+        """List of the G masks as COCO RLE. Raises InputError where an annotation has none."""
+        from pycocotools import mask as mask_utils
+
+        masks = []
+        for annotation, image in zip(self._annotations, self.images):
+            mask = annotation.get("segmentation")
+            if not mask:
+                raise InputError(
+                    f"{self.source}: annotation {annotation.get('id')} has no 'segmentation'; "
+                    "without masks in the ground truth only boxes can be scored"
+                )
+            if isinstance(mask, list) or isinstance(mask["counts"], list):
+                height, width = map(int, self.image_sizes[image])
+                mask = mask_utils.frPyObjects(mask, height, width)
+                mask = mask_utils.merge(mask) if isinstance(mask, list) else mask
+            masks.append(mask)
+        return masks

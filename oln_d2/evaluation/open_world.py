@@ -1,0 +1,566 @@
+"""
+Class-agnostic recall of objects of seen and of unseen categories, on arrays. Needs no Detectron2.
+
+The rule is pycocotools' (greedy matching in score order, crowds, area ranges), exactly, plus what the
+two protocols add:
+
+* "xclass", the OLN paper's: where unseen objects are searched, a detection that is matched at IoU .50
+  to an object of a seen category is taken out of the ranking, so it costs no budget.
+* "filtered": objects of the categories that are not asked for do not exist; no detection is free.
+
+Three groups of ground truths are scored: "unseen", "seen" and "all". For "seen", and for "all", nothing
+is ever taken out of the ranking: what the detector was trained on has to be found within the budget.
+
+Shapes and names used below:
+    I images, G ground truths (gts) of the data set, D detections, T IoU thresholds,
+    V = 3 groups, A = 4 area ranges, P pairs of a detection and a gt whose IoU reaches a threshold.
+    A detection's rank is its place, from 0, among the detections of its image that stay in the ranking.
+"""
+
+import numpy as np
+
+from oln_d2.errors import InputError
+from oln_d2.evaluation.result import GROUPS, OpenWorldResult
+
+PROTOCOLS = ("xclass", "filtered")
+# Of the annotation's `area` in pixels, inclusive on both sides.
+AREA_RANGES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+# Not np.arange: these are pycocotools' thresholds to the last bit.
+IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10))
+DEFAULT_KS = (1, 10, 20, 30, 50, 100, 300, 500, 1000, 1500)
+AP_DETS = 100  # COCO's AP looks at this many detections of an image
+NEVER = np.iinfo(np.int32).max
+FREE_IOU = 0.5
+# Detections matched at once. Bounds the memory that is used beyond the detections themselves.
+BATCH = 2**19
+
+
+class OpenWorldRecall:
+    """
+    Collects detections, in any order and any number of calls, and scores them.
+
+        recall = OpenWorldRecall(GroundTruth.load("gt.json", seen="voc"))
+        recall.update(image_ids, boxes, scores)
+        print(recall.result())
+
+    All images of the ground truth count, also those that get no detection.
+    """
+
+    def __init__(
+        self,
+        ground_truth,
+        protocol="xclass",
+        *,
+        iou_type="box",
+        max_dets=1500,
+        ks=DEFAULT_KS,
+        iou_thresholds=IOU_THRESHOLDS,
+    ):
+        """
+        Args:
+            ground_truth (GroundTruth)
+            protocol (str): "xclass" or "filtered".
+            iou_type (str): "box" or "mask": what overlaps.
+            max_dets (int): how many detections of an image take part, the highest scores first.
+            ks (list[int]): budgets to report, each in [1, max_dets].
+            iou_thresholds (list[float]): ascending, each in (0, 1]; recall is averaged over them.
+
+        Raises:
+            InputError: a setting outside what is said above.
+        """
+        if protocol not in PROTOCOLS:
+            raise InputError(f"protocol {protocol!r} is not one of {', '.join(PROTOCOLS)}")
+        if iou_type not in ("box", "mask"):
+            raise InputError(f"iou_type {iou_type!r} is neither 'box' nor 'mask'")
+        if not ks or min(ks) < 1 or max(ks) > max_dets:
+            raise InputError(f"k has to be between 1 and max_dets ({max_dets}), but ks is {list(ks)}")
+        thresholds = np.array(iou_thresholds, float)
+        if not (len(thresholds) and np.all(np.diff(thresholds, prepend=0) > 0) and thresholds[-1] <= 1):
+            raise InputError(f"iou_thresholds {iou_thresholds} are not ascending numbers in (0, 1]")
+        self.ground_truth = gt = ground_truth
+        self.protocol = protocol
+        self.iou_type = iou_type
+        self.max_dets = max_dets
+        self.ks = tuple(sorted(set(ks)))
+        self.iou_thresholds = thresholds
+        # Detections are freed at IoU .50 whichever thresholds are reported.
+        self._matched_at = np.unique(np.append(thresholds, FREE_IOU))
+        # As in pycocotools: a threshold of 1 is reached by an IoU that is 1 but for rounding.
+        self._least_iou = np.minimum(self._matched_at, 1 - 1e-10)
+
+        ranges = np.array(list(AREA_RANGES.values()), float)
+        in_range = (gt.areas >= ranges[:, :1]) & (gt.areas <= ranges[:, 1:])
+        member = np.stack([~gt.seen, gt.seen, np.ones_like(gt.seen)])
+        self._present = member if protocol == "filtered" else np.ones_like(member)
+        self._counts = member[:, None] & in_range & ~gt.crowd  # V, A, G
+        self._area_low, self._area_high = ranges[:, :1], ranges[:, 1:]
+        x, y, w, h = gt.boxes.T
+        self._gt_sides = np.stack([x, y, x + w, y + h, w * h])[:, :, None]
+
+        # rank of the detection that found a gt, NEVER where none did
+        self._found = np.full(self._counts.shape[:2] + (len(self._matched_at), len(gt.areas)), NEVER)
+        self._found = self._found.astype(np.int32)
+        self._given = np.zeros(len(gt.image_ids), np.int32)  # detections of each image, before the cut
+        self._done = np.zeros(len(gt.image_ids), bool)
+        self._pending, self._num_pending = [], 0
+        self._batches = []
+
+    def update(self, image_ids, boxes, scores, *, masks=None, box_format="xyxy"):
+        """
+        Add all the detections of one or of many images.
+
+        Args:
+            image_ids (D,): the image of each detection, or one id for all of them.
+            boxes (D, 4): absolute pixels; array or tensor. Only looked at where `iou_type` is "box".
+            scores (D,): higher is better; of equal scores the earlier detection goes first.
+            masks (list[dict]): D masks as COCO RLE of the image's size, where `iou_type` is "mask".
+            box_format (str): "xyxy" or, as in results files, "xywh".
+
+        Raises:
+            InputError: unknown image, value that is not finite, negative size, wrong shape, or an
+                image that has had its detections already. Nothing is added then.
+        """
+        gt = self.ground_truth
+        scores = _array(scores)
+        if scores.ndim != 1:
+            raise InputError(f"scores have shape {scores.shape}, not (D,)")
+        image = gt.index_images(np.broadcast_to(_array(image_ids), scores.shape))
+        _require_finite("score", scores)
+        if self.iou_type == "mask":
+            items = masks
+            if masks is None or len(masks) != len(scores):
+                raise InputError(f"expected {len(scores)} masks, one for each score")
+        else:
+            items = _array(boxes)
+            if items.size == 0:
+                items = items.reshape(0, 4)
+            if items.shape != (len(scores), 4):
+                raise InputError(f"boxes have shape {items.shape}, not ({len(scores)}, 4)")
+            _require_finite("box", items)
+            low = items[:, :2] if box_format == "xyxy" else 0
+            negative = np.flatnonzero((items[:, 2:] < low).any(1))
+            if len(negative):
+                raise InputError(
+                    f"entry {negative[0]}: box {items[negative[0]].tolist()} has a negative size "
+                    f"(read as {box_format.upper()})"
+                )
+        order = None
+        if np.any(np.diff(image) < 0):
+            order = np.argsort(image, kind="stable")
+            image = image[order]
+        bounds = np.flatnonzero(np.diff(image, prepend=-1, append=-1)) if len(image) else [0]
+        twice = [i for i in image[bounds[:-1]] if self._done[i]]
+        if twice:
+            raise InputError(f"image {gt.image_ids[twice[0]]} has had its detections already")
+
+        for begin, end in zip(bounds[:-1], bounds[1:]):
+            index = slice(begin, end) if order is None else order[begin:end]
+            i = image[begin]
+            self._done[i] = True
+            self._given[i] = end - begin
+            score = scores[index].astype(float)
+            top = np.argsort(-score, kind="stable")[: self.max_dets]
+            if self.iou_type == "mask":
+                chosen = np.arange(len(scores))[index][top]
+                ious, area = self._mask_ious(i, [items[j] for j in chosen])
+            else:
+                box = items[index][top].astype(float)
+                if box_format == "xyxy":
+                    box[:, 2:] -= box[:, :2]
+                ious, area = self._box_ious(i, box)
+            self._pending.append((i, score[top], area, *self._pairs(i, ious)))
+            self._num_pending += len(top)
+            if self._num_pending >= BATCH:
+                self._match_pending()
+
+    def merge(self, other):
+        """
+        Add what another object with the same ground truth and settings has collected from other images.
+        The result is the same to the last bit as if one object had collected everything.
+
+        Raises:
+            InputError: settings differ, or an image was given to both.
+        """
+        if self._settings() != other._settings():
+            raise InputError(
+                f"cannot merge results of different settings: {self._settings()} and {other._settings()}"
+            )
+        twice = np.flatnonzero(self._done & other._done)
+        if len(twice):
+            raise InputError(
+                f"image {self.ground_truth.image_ids[twice[0]]} has its detections in both results"
+            )
+        other._match_pending()
+        self._match_pending()
+        np.minimum(self._found, other._found, out=self._found)
+        self._given += other._given
+        self._done |= other._done
+        self._batches += other._batches
+
+    def _settings(self):
+        gt = self.ground_truth
+        return (
+            self.protocol, self.iou_type, self.max_dets, self.ks, tuple(self.iou_thresholds),
+            gt.source, len(gt.image_ids), len(gt.areas), gt.seen_names,
+        )  # fmt: skip
+
+    def result(self):
+        """
+        Returns:
+            OpenWorldResult: of all that was collected so far. Zeros where there are no detections, NaN
+            where there is no gt to be found.
+        """
+        self._match_pending()
+        reported = np.isin(self._matched_at, self.iou_thresholds)
+        ranking = _Ranking(self._batches, AP_DETS)
+        num_dets = np.zeros_like(self._given)
+        num_dets[ranking.images] = ranking.counts
+        num_freed = np.zeros_like(self._given)
+        num_freed[ranking.images] = ranking.num_removed(0, 0)
+        return OpenWorldResult(
+            ground_truth=self.ground_truth,
+            protocol=self.protocol,
+            iou_type=self.iou_type,
+            max_dets=self.max_dets,
+            ks=self.ks,
+            iou_thresholds=self.iou_thresholds,
+            counts=self._counts,
+            found=self._found[:, :, reported],
+            precision=self._average_precision(ranking)[:, :, reported],
+            given=self._given.copy(),
+            freed=num_freed,
+            tied=ranking.share_of_ties(),
+        )
+
+    def average_precision(self, k):
+        """
+        Args:
+            k (int): how many detections of an image to look at, after removal.
+
+        Returns:
+            (V, A, T): class-agnostic COCO AP, NaN where there is no gt to be found.
+        """
+        self._match_pending()
+        reported = np.isin(self._matched_at, self.iou_thresholds)
+        return self._average_precision(_Ranking(self._batches, k))[:, :, reported]
+
+    def _average_precision(self, ranking):
+        num_gts = self._counts.sum(-1)
+        precision = np.full(self._found.shape[:3], np.nan)
+        for v, a in np.argwhere(num_gts):
+            precision[v, a] = ranking.average_precision(v, a, num_gts[v, a], len(self._matched_at))
+        return precision
+
+    def _box_ious(self, image, box):
+        """Box IoUs (g, d) of one image, as pycocotools computes them to the last bit, and areas (d,)."""
+        gt = slice(self.ground_truth.starts[image], self.ground_truth.starts[image + 1])
+        x, y, w, h = box.T.copy()
+        area = w * h
+        if gt.start == gt.stop:
+            return np.zeros((0, len(box))), area
+        gt_x, gt_y, gt_x2, gt_y2, gt_area = self._gt_sides[:, gt]
+        inter = np.minimum(x + w, gt_x2)
+        inter -= np.maximum(x, gt_x)
+        np.maximum(inter, 0, out=inter)
+        height = np.minimum(y + h, gt_y2)
+        height -= np.maximum(y, gt_y)
+        np.maximum(height, 0, out=height)
+        inter *= height
+        union = area + gt_area
+        union -= inter
+        crowd = self.ground_truth.crowd[gt]
+        if crowd.any():
+            union[crowd] = area
+        with np.errstate(invalid="ignore"):  # 0 / 0: two boxes without area, NaN reaches no threshold
+            inter /= union
+        return inter, area
+
+    def _mask_ious(self, image, masks):
+        """Mask IoUs (g, d) of one image and areas (d,)."""
+        from pycocotools import mask as mask_utils
+
+        gt = slice(self.ground_truth.starts[image], self.ground_truth.starts[image + 1])
+        size = self.ground_truth.image_sizes[image]
+        for mask in masks:
+            if list(mask["size"]) != size.tolist():
+                raise InputError(
+                    f"image {self.ground_truth.image_ids[image]}: a mask has size {mask['size']}, "
+                    f"the image has {size.astype(int).tolist()} (height, width)"
+                )
+        area = mask_utils.area(masks).astype(float)
+        if gt.start == gt.stop:
+            return np.zeros((0, len(masks))), area
+        crowd = self.ground_truth.crowd[gt].tolist()
+        return np.asarray(mask_utils.iou(masks, self.ground_truth.masks[gt], crowd)).T, area
+
+    def _pairs(self, image, ious):
+        """
+        Args:
+            ious (g, d): of one image; detections by descending score.
+
+        Returns:
+            gt (P,) in the data set, detection (P,) in the image, IoU (P,), ordered by gt, then detection;
+            and (P,) how many of its first candidates can matter to the gt.
+        """
+        candidate = ious >= self._least_iou[0]
+        flat = np.flatnonzero(candidate)
+        if not len(flat):
+            return flat, flat, np.zeros(0), flat
+        gt, det = np.divmod(flat, ious.shape[1])
+        first = self.ground_truth.starts[image]
+        # A gt goes to the first of its candidates that does not take another gt, and each gt that
+        # shares a candidate with it takes only one of them away. A crowd takes any number.
+        shared = candidate.astype(np.float32)
+        shared = shared @ shared.T > 0
+        limit = shared.sum(1)
+        crowd = self.ground_truth.crowd[first : first + len(ious)]
+        if crowd.any():
+            limit[shared[:, crowd].any(1)] = NEVER
+        return first + gt, det, ious.ravel()[flat], limit[gt]
+
+    def _match_pending(self):
+        """Match the detections that wait, all images, thresholds and gts of a group at once."""
+        if not self._pending:
+            return
+        images, scores, areas, gts, dets, ious, limits = zip(*self._pending)
+        self._pending, self._num_pending = [], 0
+        counts = np.array([len(score) for score in scores])
+        starts = np.cumsum(counts) - counts
+        gt_id, iou, limit = map(np.concatenate, (gts, ious, limits))
+        position = np.concatenate(dets) + np.repeat(starts, [len(det) for det in dets])
+        area = np.concatenate(areas)
+        in_range = (area >= self._area_low) & (area <= self._area_high)
+        batch = _Batch(np.array(images), counts, starts, np.concatenate(scores), in_range)
+        self._batches.append(batch)
+
+        # From here on detections that are in a pair, and gts, are numbered within the batch.
+        det_at = np.flatnonzero(np.bincount(position, minlength=len(area)))
+        det = np.searchsorted(det_at, position)
+        image_start = starts[np.searchsorted(starts, det_at, side="right") - 1]
+        gt_first = np.diff(gt_id, prepend=-1) != 0
+        gt = np.cumsum(gt_first) - 1
+        gt_id_of = gt_id[gt_first]
+        num_gts, num_dets, num_ious = len(gt_id_of), len(det_at), len(self._matched_at)
+        crowd = self.ground_truth.crowd[gt_id]
+        free_iou = np.searchsorted(self._matched_at, FREE_IOU)
+
+        # Rows: pairs at a threshold, by threshold, detection, then preference: highest IoU, later gt.
+        kept = np.zeros((num_ious, len(gt)), bool)
+        reach = np.flatnonzero(~crowd)
+        for t, least in enumerate(self._least_iou):
+            reach = reach[iou[reach] >= least]
+            begins = np.flatnonzero(np.diff(gt[reach], prepend=-1))
+            place = np.arange(len(reach)) - np.repeat(begins, np.diff(begins, append=len(reach)))
+            kept[t, reach[place < limit[reach]]] = True
+        pairs = np.flatnonzero(kept.any(0))
+        pairs = pairs[np.lexsort((-gt[pairs], -iou[pairs], det[pairs]))]
+        row_t, row_pair = np.nonzero(kept[:, pairs])
+        row_pair = pairs[row_pair]
+        row_gt_id = gt_id[row_pair]
+        row_gt = row_t * num_gts + gt[row_pair]
+        row_det = row_t * num_dets + det[row_pair]
+
+        for v, group in enumerate(GROUPS):
+            present = self._present[v]
+            # Crowds take any number of detections, so each detection has one crowd that it would take.
+            crowds = np.flatnonzero(crowd & present[gt_id])
+            crowds = crowds[np.lexsort((gt[crowds], iou[crowds], det[crowds]))]
+            crowds = crowds[np.diff(det[crowds], append=-1) != 0]
+            crowd_iou, crowd_gt = np.zeros(num_dets), np.full(num_dets, -1)
+            crowd_iou[det[crowds]], crowd_gt[det[crowds]] = iou[crowds], gt[crowds]
+            row_crowd_iou = crowd_iou[det[row_pair]]
+            prefers_crowd = (row_crowd_iou > iou[row_pair]) | (
+                (row_crowd_iou == iou[row_pair]) & (crowd_gt[det[row_pair]] > gt[row_pair])
+            )
+            may_ignore = present[row_gt_id] & ~prefers_crowd
+            crowd_t, crowd_pair = np.nonzero(iou[crowds] >= self._least_iou[:, None])
+            crowd_pair = crowds[crowd_pair]
+            crowd_det = crowd_t * num_dets + det[crowd_pair]
+
+            for a in range(len(AREA_RANGES)):
+                # Ignored gts are looked at only where no gt that counts was to be had, so they never
+                # change how those are matched.
+                counts_row = self._counts[v, a, row_gt_id]
+                hits = np.flatnonzero(counts_row)
+                hits = hits[_match(row_gt[hits], row_det[hits], num_ious * num_gts, num_ious * num_dets)]
+                used = np.zeros(num_ious * num_dets, bool)
+                used[row_det[hits]] = True
+                rest = np.flatnonzero(may_ignore & ~counts_row & ~used[row_det])
+                rest = rest[_match(row_gt[rest], row_det[rest], num_ious * num_gts, num_ious * num_dets)]
+                used[row_det[rest]] = True
+                in_crowd = np.flatnonzero(~used[crowd_det])
+                ignored = np.concatenate([row_det[rest], crowd_det[in_crowd]])
+                removed = np.zeros(0, np.int64)
+                if group == "unseen" and self.protocol == "xclass":
+                    ignored_gt = np.concatenate([row_gt_id[rest], gt_id[crowd_pair[in_crowd]]])
+                    removed = ignored[
+                        (ignored // num_dets == free_iou) & self.ground_truth.seen[ignored_gt]
+                    ]
+                    removed = np.sort(det_at[removed % num_dets])
+                    stays = ~np.isin(det_at, removed)
+                    hits = hits[stays[row_det[hits] % num_dets]]
+                    ignored = ignored[stays[ignored % num_dets]]
+                hit_t, hit_det = np.divmod(row_det[hits], num_dets)
+                at = det_at[hit_det]
+                before = np.searchsorted(removed, at) - np.searchsorted(removed, image_start[hit_det])
+                self._found[v, a, hit_t, row_gt_id[hits]] = at - image_start[hit_det] - before
+                ignored_t, ignored_det = np.divmod(ignored, num_dets)
+                batch.add(v, a, removed, (hit_t, at), (ignored_t, det_at[ignored_det]))
+
+
+def _match(gt, det, num_gts, num_dets):
+    """
+    Greedy matching, the same as taking the detections one after the other.
+
+    Args:
+        gt (R,), det (R,): pairs, ordered by detection (as they take their turns), those of one detection
+            by preference.
+
+    Returns:
+        (M,): indices of the pairs that are matched.
+    """
+    head = np.empty(num_gts, np.int64)
+    taken = np.zeros(num_gts, bool)
+    used = np.zeros(num_dets, bool)
+    rows = np.arange(len(gt))
+    matched = [rows[:0]]
+    while len(rows):
+        g, d = gt[rows], det[rows]
+        head[g[::-1]] = d[::-1]  # the last one written stays: each gt's first candidate
+        # A detection is sure of the gt it prefers if nobody before it can take that gt.
+        sure = (np.diff(d, prepend=-1) != 0) & (head[g] == d)
+        matched.append(rows[sure])
+        taken[g[sure]] = True
+        used[d[sure]] = True
+        rows = rows[~(taken[g] | used[d])]
+    return np.concatenate(matched)
+
+
+class _Batch:
+    """Detections that were matched together: all that average precision needs to know of them."""
+
+    def __init__(self, images, counts, starts, scores, in_range):
+        """
+        Args:
+            images (n,), counts (n,), starts (n,): index in the data set, number and first position of
+                the detections of each image.
+            scores (D,), in_range (A, D): by image, then descending score.
+        """
+        self.images, self.counts, self.starts = images, counts, starts
+        self.scores = scores
+        self.in_range = in_range
+        self.events = {}
+
+    def add(self, v, a, removed, hits, ignored):
+        """`removed`: positions; `hits`, `ignored`: threshold and position of matched detections."""
+        pack = [np.asarray(removed, np.int32)]
+        for t, at in (hits, ignored):
+            pack += [t.astype(np.int8), at.astype(np.int32)]
+        self.events[v, a] = pack
+
+
+class _Ranking:
+    """
+    All detections of all images in one ranking, as COCO's average precision has it: by descending score,
+    ties by image id, then by order within the image.
+    """
+
+    def __init__(self, batches, k):
+        self.k = k
+        images = np.concatenate([np.zeros(0, int)] + [b.images for b in batches])
+        counts = np.concatenate([np.zeros(0, int)] + [b.counts for b in batches])
+        order = np.argsort(images)
+        self.images, self.counts = images[order], counts[order]
+        self.starts = np.cumsum(self.counts) - self.counts
+        start_of = np.empty_like(self.starts)
+        start_of[order] = self.starts
+        size = counts.sum()
+        self.scores = np.empty(size)
+        self.in_range = np.empty((len(AREA_RANGES), size), bool)
+        self._batches, self._shifts = batches, []
+        done = 0
+        for b in batches:
+            # Batches are made image by image, so a shift for each image takes positions to the whole.
+            shift = start_of[done : done + len(b.images)] - b.starts
+            at = np.repeat(shift, b.counts) + np.arange(len(b.scores))
+            self.scores[at] = b.scores
+            self.in_range[:, at] = b.in_range
+            self._shifts.append(shift)
+            done += len(b.images)
+        self.order = np.argsort(-self.scores, kind="stable")
+        self.place = np.empty(size, np.int32)
+        self.place[self.order] = np.arange(size, dtype=np.int32)
+
+    def _events(self, v, a):
+        """As :meth:`_Batch.add` was given them, positions in the whole ranking."""
+        parts = []
+        for b, shift in zip(self._batches, self._shifts):
+            removed, hit_t, hit_at, ignored_t, ignored_at = b.events[v, a]
+            shifted = [
+                at + shift[np.searchsorted(b.starts, at, side="right") - 1]
+                for at in (removed, hit_at, ignored_at)
+            ]
+            parts.append((shifted[0], hit_t, shifted[1], ignored_t, shifted[2]))
+        if not parts:
+            return (np.zeros(0, int),) * 5
+        return tuple(map(np.concatenate, zip(*parts)))
+
+    def num_removed(self, v, a):
+        """(n,): how many detections of each image left the ranking."""
+        removed = self._events(v, a)[0]
+        image = np.searchsorted(self.starts, removed, side="right") - 1
+        return np.bincount(image, minlength=len(self.images))
+
+    def share_of_ties(self):
+        """Share of the detections that have the same score as the one before them in the image."""
+        same = np.diff(self.scores, prepend=np.nan) == 0
+        same[self.starts[self.counts > 0]] = False
+        return same.mean() if len(same) else 0.0
+
+    def average_precision(self, v, a, num_gts, num_thresholds):
+        """(T,): COCO's AP, the mean of the precision at recalls 0, .01 ... 1."""
+        removed, hit_t, hit_at, ignored_t, ignored_at = self._events(v, a)
+        stays = np.ones(len(self.scores), bool)
+        stays[removed] = False
+        if self.k < self.counts.max(initial=0):
+            left = np.cumsum(stays)
+            first = np.repeat(left[self.starts] - stays[self.starts], self.counts)
+            stays &= left - first <= self.k
+        in_range = self.in_range[a]
+        # How many detections of the ranking up to each place would count if none was matched.
+        counted = np.cumsum((stays & in_range)[self.order], dtype=np.int32)
+        result = np.zeros(num_thresholds)
+        recalls = np.linspace(0, 1, 101)
+        for t in range(num_thresholds):
+            hits, ignored = hit_at[hit_t == t], ignored_at[ignored_t == t]
+            hits, ignored = hits[stays[hits]], ignored[stays[ignored]]
+            if not len(hits):
+                continue
+            place = np.sort(self.place[hits])
+            # A matched detection counts whatever its own area, one that is matched to an ignored gt never.
+            more = np.sort(self.place[hits[~in_range[hits]]])
+            less = np.sort(self.place[ignored[in_range[ignored]]])
+            ranked = (
+                counted[place]
+                + np.searchsorted(more, place, side="right")
+                - np.searchsorted(less, place, side="right")
+            )
+            true = np.arange(1, len(place) + 1)
+            precision = true / (ranked + np.spacing(1))
+            precision = np.maximum.accumulate(precision[::-1])[::-1]
+            at = np.searchsorted(true / num_gts, recalls, side="left")
+            result[t] = np.append(precision, 0.0)[at].mean()
+        return result
+
+
+def _array(values):
+    """numpy array of what may be a tensor on any device."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values)
+
+
+def _require_finite(name, values):
+    bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
+    if len(bad):
+        raise InputError(f"entry {bad[0]}: {name} {values[bad[0]].tolist()} is not finite")
