@@ -1,0 +1,55 @@
+def add_oln_config(cfg):
+    """
+    Add the keys of OLN to a Detectron2 config. No value of Detectron2 is changed.
+
+    Args:
+        cfg (detectron2.config.CfgNode): changed in place.
+    """
+    from oln_d2.errors import require_detectron2
+
+    require_detectron2("oln_d2.add_oln_config")
+    from detectron2.config import CfgNode as CN
+
+    _C = cfg
+    _C.MODEL.OLN = CN()
+
+    # ---------------------------------------------------------------------------- #
+    # First stage: OLNRPN (the box loss is set by Detectron2's own MODEL.RPN keys:
+    # IOU_THRESHOLDS, BATCH_SIZE_PER_IMAGE, POSITIVE_FRACTION, BBOX_REG_LOSS_WEIGHT, ...)
+    # ---------------------------------------------------------------------------- #
+    # What the objectness score of an anchor learns: "centerness" of the anchor's centre in its object
+    # (paper), or "iou" of the anchor with its object (an ablation of the paper).
+    _C.MODEL.OLN.OBJECTNESS_TARGET = "centerness"
+    # IoU below which an anchor is a negative and from which on it is a positive of the objectness
+    # loss, two numbers in [0, 1], ascending; anchors between them are ignored. Paper: 0.1, 0.3.
+    _C.MODEL.OLN.OBJECTNESS_IOU_THRESHOLDS = [0.1, 0.3]
+    # Anchors sampled per image for the objectness loss, positives first. Paper: 256.
+    _C.MODEL.OLN.OBJECTNESS_BATCH_SIZE_PER_IMAGE = 256
+    # Whether negatives, with target 0, fill the sample of an image that has fewer positives. The
+    # authors' code does so; the paper says "without any explicit background sampling": False.
+    _C.MODEL.OLN.OBJECTNESS_NEGATIVES = True
+    # Factor of the objectness loss. Paper: 1. (Of the box loss: MODEL.RPN.BBOX_REG_LOSS_WEIGHT, 10.
+    # MODEL.RPN.LOSS_WEIGHT multiplies both.)
+    _C.MODEL.OLN.OBJECTNESS_LOSS_WEIGHT = 1.0
+    # Whether proposals go through a per-level NMS at MODEL.RPN.NMS_THRESH, in training and in test.
+    # The authors' code runs none. Proposals per level: MODEL.RPN.PRE_NMS_TOPK_TRAIN and _TEST (paper:
+    # 2000); over all levels: POST_NMS_TOPK_TRAIN and _TEST (authors' code: no limit).
+    _C.MODEL.OLN.RPN_NMS_TRAIN = False
+    _C.MODEL.OLN.RPN_NMS_TEST = False
+
+    # ---------------------------------------------------------------------------- #
+    # Second stage: OLNROIHeads
+    # ---------------------------------------------------------------------------- #
+    # What the score of an RoI learns: "iou" of the RoI with its object (paper), or "centerness" of the
+    # RoI's centre in its object (an ablation of the paper).
+    _C.MODEL.OLN.BOX_SCORE_TARGET = "iou"
+    # Factor of the loss of that score. Paper: 1. (Of the box loss:
+    # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT, 1.)
+    _C.MODEL.OLN.BOX_SCORE_LOSS_WEIGHT = 1.0
+
+    # ---------------------------------------------------------------------------- #
+    # Evaluation
+    # ---------------------------------------------------------------------------- #
+    # Protocols to report: "xclass" (the paper's: a detection of a seen object is free) and "filtered"
+    # (seen objects are not there at all).
+    _C.TEST.OPEN_WORLD_PROTOCOLS = ["xclass", "filtered"]

@@ -1,0 +1,178 @@
+"""
+The mathematics of OLN, on plain tensors: box coding, quality targets, assignment, losses and scores.
+Both runtimes use these functions; nothing here imports Detectron2.
+
+Shape shorthand in this module:
+
+    R: number of boxes, anchors or RoIs
+    G: number of ground-truth boxes of an image
+
+Boxes are XYXY in absolute pixels. `ltrb` are the distances from the centre of an anchor to the left,
+top, right and bottom side of a box; left and right divided by the anchor's width, top and bottom by
+its height. A *quality* is a number in [0, 1] that tells how well a box fits an object.
+"""
+
+import torch
+
+# Floor of the union in an IoU and of the denominators of a centerness: they keep the quotients, and
+# their gradients, finite for boxes without area.
+IOU_EPS = 1e-6
+CENTERNESS_EPS = 1e-12
+
+# A ground-truth box keeps its best anchors as positives only if they reach this IoU.
+LOW_QUALITY_MIN_IOU = 0.3
+
+
+def encode_ltrb(anchors, boxes):
+    """
+    Args:
+        anchors, boxes (Tensor): shape (R, 4).
+
+    Returns:
+        Tensor: shape (R, 4), `ltrb` of each box seen from its anchor. Negative where a side lies
+        beyond the anchor's centre. Infinite for an anchor without area.
+    """
+    centers = (anchors[..., :2] + anchors[..., 2:]) / 2
+    sizes = anchors[..., 2:] - anchors[..., :2]
+    return torch.cat([(centers - boxes[..., :2]) / sizes, (boxes[..., 2:] - centers) / sizes], dim=-1)
+
+
+def decode_ltrb(anchors, ltrb):
+    """
+    Inverse of :func:`encode_ltrb`. Linear, without clamp: predicted distances may be negative and the
+    box then turned inside out (x2 < x1).
+
+    Args:
+        anchors, ltrb (Tensor): shape (R, 4).
+
+    Returns:
+        Tensor: shape (R, 4), boxes, not clipped to the image.
+    """
+    centers = (anchors[..., :2] + anchors[..., 2:]) / 2
+    sizes = anchors[..., 2:] - anchors[..., :2]
+    return torch.cat([centers - ltrb[..., :2] * sizes, centers + ltrb[..., 2:] * sizes], dim=-1)
+
+
+def centerness(anchors, boxes):
+    """
+    How central an anchor's centre lies in a box (FCOS, eq. 3; OLN, sec. III-B): the square root of
+    min(l, r) / max(l, r) * min(t, b) / max(t, b).
+
+    Args:
+        anchors, boxes (Tensor): shape (R, 4).
+
+    Returns:
+        Tensor: shape (R,), in [0, 1]; 0 where the centre is on a side of the box or outside.
+    """
+    l, t, r, b = encode_ltrb(anchors, boxes).unbind(dim=-1)
+    horizontal = torch.minimum(l, r) / torch.maximum(l, r).clamp(min=CENTERNESS_EPS)
+    vertical = torch.minimum(t, b) / torch.maximum(t, b).clamp(min=CENTERNESS_EPS)
+    # Clamped one by one: outside in both directions the product of two negatives would be positive.
+    return (horizontal.clamp(min=0) * vertical.clamp(min=0)).sqrt()
+
+
+def aligned_iou(boxes1, boxes2):
+    """
+    Args:
+        boxes1, boxes2 (Tensor): shape (R, 4).
+
+    Returns:
+        Tensor: shape (R,), IoU of each pair, in [0, 1]; 0 for boxes without area. Differentiable.
+    """
+    area1 = (boxes1[..., 2] - boxes1[..., 0]) * (boxes1[..., 3] - boxes1[..., 1])
+    area2 = (boxes2[..., 2] - boxes2[..., 0]) * (boxes2[..., 3] - boxes2[..., 1])
+    overlap = torch.minimum(boxes1[..., 2:], boxes2[..., 2:]) - torch.maximum(
+        boxes1[..., :2], boxes2[..., :2]
+    )
+    inter = overlap.clamp(min=0).prod(dim=-1)
+    return inter / (area1 + area2 - inter).clamp(min=IOU_EPS)
+
+
+QUALITIES = {"centerness": centerness, "iou": aligned_iou}
+
+
+def box_quality(kind, boxes, gt_boxes):
+    """
+    The target that a score learns.
+
+    Args:
+        kind (str): "centerness" or "iou".
+        boxes, gt_boxes (Tensor): shape (R, 4); anchors or RoIs, and the object each is assigned to.
+
+    Returns:
+        Tensor: shape (R,), in [0, 1].
+    """
+    return QUALITIES[kind](boxes, gt_boxes)
+
+
+def assign_anchors(iou, negative_iou, positive_iou):
+    """
+    Assign anchors to objects. An anchor is positive where its highest IoU reaches `positive_iou`,
+    negative where it stays below `negative_iou`. Then every anchor that reaches the highest IoU of
+    some object (all of them if tied) becomes a positive *of that object*, if that IoU is at least
+    `LOW_QUALITY_MIN_IOU`; the last such object wins. Detectron2's `Matcher` leaves such an anchor with
+    the object it overlaps most, so the object may get no anchor at all, and has no lower limit.
+
+    Args:
+        iou (Tensor): shape (G, R), between objects and anchors; G may be 0.
+        negative_iou, positive_iou (float): in [0, 1].
+
+    Returns:
+        (Tensor, Tensor): shape (R,) both: index of the object in [0, G), 0 where G is 0; and label: 1
+        positive, 0 negative, -1 ignored (int8).
+    """
+    num_gt, num_anchors = iou.shape
+    labels = torch.zeros(num_anchors, dtype=torch.int8, device=iou.device)
+    if num_gt == 0 or num_anchors == 0:
+        return torch.zeros(num_anchors, dtype=torch.int64, device=iou.device), labels
+    highest, matches = iou.max(dim=0)
+    labels[highest >= negative_iou] = -1
+    labels[highest >= positive_iou] = 1
+
+    best = iou.max(dim=1, keepdim=True).values
+    is_best = (iou == best) & (best >= LOW_QUALITY_MIN_IOU)
+    # 1-based so that 0 means none; the maximum picks the last object.
+    order = torch.arange(1, num_gt + 1, device=iou.device)[:, None]
+    last = (is_best * order).amax(dim=0)
+    matches = torch.where(last > 0, last - 1, matches)
+    labels[last > 0] = 1
+    return matches, labels
+
+
+def iou_loss(pred_boxes, gt_boxes):
+    """
+    Args:
+        pred_boxes, gt_boxes (Tensor): shape (R, 4).
+
+    Returns:
+        Tensor: scalar, the sum of 1 - IoU; 0 with a gradient path if R is 0. The gradient is 0 where a
+        predicted box does not overlap its object.
+    """
+    return (1 - aligned_iou(pred_boxes, gt_boxes).clamp(min=IOU_EPS)).sum()
+
+
+def quality_loss(logits, targets):
+    """
+    L1 between the predicted and the true quality (OLN, sec. III-B): no notion of foreground.
+
+    Args:
+        logits, targets (Tensor): shape (R,); targets in [0, 1].
+
+    Returns:
+        Tensor: scalar, the sum over R; 0 with a gradient path if R is 0.
+    """
+    return (logits.float().sigmoid() - targets).abs().sum()
+
+
+def fuse_scores(*qualities):
+    """
+    The score of a detection: the geometric mean of the predicted qualities of all stages (OLN,
+    sec. III-C).
+
+    Args:
+        qualities (Tensor): shape (R,) each, in [0, 1].
+
+    Returns:
+        Tensor: shape (R,), in [0, 1].
+    """
+    return torch.stack(qualities).prod(dim=0) ** (1 / len(qualities))

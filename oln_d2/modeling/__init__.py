@@ -1,0 +1,10 @@
+"""Detectron2 components of OLN; importing this package registers them."""
+
+from oln_d2.errors import require_detectron2
+
+require_detectron2("oln_d2.modeling")
+
+from oln_d2.modeling.roi_heads import OLNOutputLayers, OLNROIHeads  # noqa: E402
+from oln_d2.modeling.rpn import OLNRPN, LTRBTransform, OLNRPNHead  # noqa: E402
+
+__all__ = ["LTRBTransform", "OLNOutputLayers", "OLNROIHeads", "OLNRPN", "OLNRPNHead"]

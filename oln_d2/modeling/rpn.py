@@ -1,0 +1,323 @@
+"""OLN-RPN: the first stage, which learns centerness and box sides instead of object or background."""
+
+from typing import List, Tuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import cat
+from detectron2.modeling.proposal_generator import (
+    PROPOSAL_GENERATOR_REGISTRY,
+    RPN,
+    RPN_HEAD_REGISTRY,
+)
+from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
+from detectron2.modeling.sampling import subsample_labels
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import get_event_storage
+from detectron2.utils.memory import retry_if_cuda_oom
+
+from oln_d2.errors import InputError
+from oln_d2.localization import (
+    QUALITIES,
+    assign_anchors,
+    box_quality,
+    decode_ltrb,
+    encode_ltrb,
+    iou_loss,
+    quality_loss,
+)
+
+"""
+Shape shorthand in this module:
+
+    N: number of images in the minibatch
+    L: number of feature maps per image on which the RPN is run
+    A: number of cell anchors (must be the same for all feature maps)
+    Hi, Wi: height and width of the i-th feature map
+    R: number of anchors of an image, the sum of Hi*Wi*A over the feature maps
+
+Naming convention:
+
+    objectness: the quality of the anchor (centerness or IoU) as the head predicts it,
+        sigmoid(pred_objectness_logits); not a probability of being an object.
+
+    deltas: here the distances `ltrb` of oln_d2.localization. The name is Detectron2's.
+
+    gt_labels: 1 positive, 0 negative, -1 not in the sample.
+"""
+
+
+class LTRBTransform:
+    """`oln_d2.localization`'s box coding behind the interface of Detectron2's `Box2BoxTransform`."""
+
+    def get_deltas(self, src_boxes, target_boxes):
+        return encode_ltrb(src_boxes, target_boxes)
+
+    def apply_deltas(self, deltas, boxes):
+        return decode_ltrb(boxes, deltas.float())  # float32: half precision moves sides by pixels
+
+
+@RPN_HEAD_REGISTRY.register()
+class OLNRPNHead(StandardRPNHead):
+    """
+    :class:`StandardRPNHead` whose hidden features are L2-normalised over the channels before the two
+    predictions, as in the authors' code.
+    """
+
+    def forward(self, features: List[torch.Tensor]):
+        """
+        Args:
+            features (list[Tensor]): L feature maps, each (N, C, Hi, Wi).
+
+        Returns:
+            list[Tensor]: L tensors (N, A, Hi, Wi), objectness logits.
+            list[Tensor]: L tensors (N, A*4, Hi, Wi), distances left, top, right, bottom per anchor.
+        """
+        # In float32, since the squares of half precision features overflow.
+        hidden = [F.normalize(self.conv(x).float(), dim=1) for x in features]
+        return [self.objectness_logits(x) for x in hidden], [self.anchor_deltas(x) for x in hidden]
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class OLNRPN(RPN):
+    """
+    OLN's proposal generator (OLN, sec. III-B). Beside :class:`RPN`: the score learns the quality of the
+    anchor with its own assignment and sample, the boxes learn by the IoU of the decoded box, and NMS
+    is optional.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        objectness_target: str = "centerness",
+        objectness_iou_thresholds: Tuple[float, float] = (0.1, 0.3),
+        objectness_batch_size_per_image: int = 256,
+        objectness_negatives: bool = True,
+        box_iou_thresholds: Tuple[float, float] = (0.3, 0.7),
+        nms: Tuple[bool, bool] = (False, False),
+        **kwargs,
+    ):
+        """
+        Args:
+            objectness_target: what the score learns, "centerness" or "iou".
+            objectness_iou_thresholds: IoU below which an anchor is a negative and from which on it is a
+                positive of the objectness loss.
+            objectness_batch_size_per_image: anchors sampled for the objectness loss, positives first.
+            objectness_negatives: whether negatives fill that sample.
+            box_iou_thresholds: the same two limits for the sample of the box loss, whose negatives
+                only count in the normaliser of both losses.
+            nms: (train, test), whether proposals go through NMS.
+            kwargs: arguments of :class:`RPN`. `anchor_matcher`, `box_reg_loss_type` and
+                `smooth_l1_beta` are not used. Keys of `loss_weight`: "loss_rpn_obj", "loss_rpn_loc".
+
+        Raises:
+            InputError: an objectness target that does not exist, or limits that are not two ascending
+            numbers in [0, 1].
+        """
+        super().__init__(**kwargs)
+        if objectness_target not in QUALITIES:
+            raise InputError(
+                f"MODEL.OLN.OBJECTNESS_TARGET is {objectness_target!r}; use one of {list(QUALITIES)}"
+            )
+        for key, limits in (
+            ("MODEL.OLN.OBJECTNESS_IOU_THRESHOLDS", objectness_iou_thresholds),
+            ("MODEL.RPN.IOU_THRESHOLDS", box_iou_thresholds),
+        ):
+            if len(limits) != 2 or not 0 <= limits[0] <= limits[1] <= 1:
+                raise InputError(f"{key} is {limits}; use two ascending numbers in [0, 1]")
+        self.objectness_target = objectness_target
+        self.objectness_iou_thresholds = objectness_iou_thresholds
+        self.objectness_batch_size_per_image = objectness_batch_size_per_image
+        self.objectness_negatives = objectness_negatives
+        self.box_iou_thresholds = box_iou_thresholds
+        self.nms = {True: nms[0], False: nms[1]}
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        ret = super().from_config(cfg, input_shape)
+        rpn, oln = cfg.MODEL.RPN, cfg.MODEL.OLN
+        ret["box2box_transform"] = LTRBTransform()
+        ret["loss_weight"] = {
+            "loss_rpn_obj": rpn.LOSS_WEIGHT * oln.OBJECTNESS_LOSS_WEIGHT,
+            "loss_rpn_loc": rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
+        }
+        ret["box_iou_thresholds"] = rpn.IOU_THRESHOLDS
+        ret["objectness_target"] = oln.OBJECTNESS_TARGET
+        ret["objectness_iou_thresholds"] = oln.OBJECTNESS_IOU_THRESHOLDS
+        ret["objectness_batch_size_per_image"] = oln.OBJECTNESS_BATCH_SIZE_PER_IMAGE
+        ret["objectness_negatives"] = oln.OBJECTNESS_NEGATIVES
+        ret["nms"] = (oln.RPN_NMS_TRAIN, oln.RPN_NMS_TEST)
+        return ret
+
+    @torch.no_grad()
+    def label_and_sample_anchors(self, anchors: List[Boxes], gt_instances: List[Instances]):
+        """
+        Assign and sample twice, for the box loss and for the objectness loss.
+
+        Args:
+            anchors (list[Boxes]): anchors of each feature map.
+            gt_instances (list[Instances]): the objects of each image, with `gt_boxes`; may be empty.
+
+        Returns:
+            list[Tensor]: N tensors (2, R), `gt_labels` of the box (0) and the objectness (1) sample.
+            list[Tensor]: N tensors (2, R, 4), the assigned object's box; undefined where the label is
+            not 1.
+        """
+        anchors = Boxes.cat(anchors)
+        box_sample = (self.box_iou_thresholds, self.batch_size_per_image, self.positive_fraction)
+        objectness_sample = (
+            self.objectness_iou_thresholds,
+            self.objectness_batch_size_per_image,
+            1.0,
+        )
+        gt_labels, matched_gt_boxes = [], []
+        for instances in gt_instances:
+            gt_boxes = instances.gt_boxes
+            inside = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
+            if self.anchor_boundary_thresh >= 0:
+                inside = anchors.inside_box(instances.image_size, self.anchor_boundary_thresh)
+            # Only these are assigned: an object's best anchor is its best one inside the image.
+            iou = retry_if_cuda_oom(pairwise_iou)(gt_boxes, anchors[inside])
+
+            labels = torch.full((2, len(anchors)), -1, dtype=torch.int8, device=anchors.device)
+            boxes = torch.zeros(2, len(anchors), 4, device=anchors.device)
+            for i, (thresholds, size, fraction) in enumerate([box_sample, objectness_sample]):
+                matches, labels_inside = retry_if_cuda_oom(assign_anchors)(iou, *thresholds)
+                # On the CPU if the GPU ran out of memory above; small by now.
+                matches, labels_inside = matches.to(inside.device), labels_inside.to(inside.device)
+                positive, negative = subsample_labels(labels_inside, size, fraction, 0)
+                sampled = torch.full_like(labels_inside, -1)
+                sampled[positive] = 1
+                sampled[negative] = 0
+                labels[i, inside] = sampled
+                if len(gt_boxes) > 0:
+                    boxes[i, inside] = gt_boxes.tensor[matches]
+            gt_labels.append(labels)
+            matched_gt_boxes.append(boxes)
+        return gt_labels, matched_gt_boxes
+
+    def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
+        """
+        Args:
+            anchors (list[Boxes]): L, each (Hi*Wi*A, 4).
+            pred_objectness_logits (list[Tensor]): L, each (N, Hi*Wi*A).
+            gt_labels, gt_boxes (list[Tensor]): see :meth:`label_and_sample_anchors`.
+            pred_anchor_deltas (list[Tensor]): L, each (N, Hi*Wi*A, 4).
+
+        Returns:
+            dict[str, Tensor]: scalars `loss_rpn_obj` and `loss_rpn_loc`.
+        """
+        anchors = Boxes.cat(anchors).tensor
+        logits = cat(pred_objectness_logits, dim=1)
+        deltas = cat(pred_anchor_deltas, dim=1)
+        box_labels, objectness_labels = torch.stack(gt_labels, dim=1)
+        box_gt, objectness_gt = torch.stack(gt_boxes, dim=1)
+
+        # Both losses are divided by the size of the box sample. An image whose sample lacks positives
+        # (or negatives) counts as if it had one: the authors' normaliser, 257 for an image without gt.
+        num_pos = (box_labels == 1).sum(dim=1)
+        num_neg = (box_labels == 0).sum(dim=1)
+        normalizer = (num_pos.clamp(min=1) + num_neg.clamp(min=1)).sum()
+
+        image, anchor = (box_labels == 1).nonzero(as_tuple=True)
+        pred_boxes = self.box2box_transform.apply_deltas(deltas[image, anchor], anchors[anchor])
+        loss_loc = iou_loss(pred_boxes, box_gt[image, anchor])
+
+        positive = objectness_labels == 1
+        image, anchor = positive.nonzero(as_tuple=True)
+        targets = torch.zeros_like(logits, dtype=torch.float32)
+        targets[image, anchor] = box_quality(
+            self.objectness_target, anchors[anchor], objectness_gt[image, anchor]
+        )
+        sample = objectness_labels >= 0 if self.objectness_negatives else positive
+        loss_obj = quality_loss(logits[sample], targets[sample])
+
+        storage = get_event_storage()
+        num_images = len(gt_labels)
+        storage.put_scalar("rpn/num_pos_anchors", num_pos.sum().item() / num_images)
+        storage.put_scalar("rpn/num_neg_anchors", num_neg.sum().item() / num_images)
+        storage.put_scalar("rpn/num_objectness_pos_anchors", len(image) / num_images)
+        if len(image) > 0:
+            name = self.objectness_target
+            predicted = logits.detach()[positive].float().sigmoid()
+            storage.put_scalar(f"rpn/{name}_target", targets[positive].mean().item())
+            storage.put_scalar(f"rpn/{name}_pred", predicted.mean().item())
+
+        return {
+            "loss_rpn_obj": loss_obj / normalizer * self.loss_weight["loss_rpn_obj"],
+            "loss_rpn_loc": loss_loc / normalizer * self.loss_weight["loss_rpn_loc"],
+        }
+
+    def forward(self, images, features, gt_instances=None):
+        """See :meth:`RPN.forward`. In training it also logs the recall of the proposals."""
+        proposals, losses = super().forward(images, features, gt_instances)
+        if self.training:
+            _log_recall(proposals, gt_instances)
+        return proposals, losses
+
+    def predict_proposals(
+        self,
+        anchors: List[Boxes],
+        pred_objectness_logits: List[torch.Tensor],
+        pred_anchor_deltas: List[torch.Tensor],
+        image_sizes: List[Tuple[int, int]],
+    ):
+        """
+        Args:
+            anchors, pred_objectness_logits, pred_anchor_deltas: as in :meth:`losses`.
+            image_sizes (list[tuple]): N sizes (height, width) before padding.
+
+        Returns:
+            list[Instances]: N, each with `proposal_boxes`, clipped to the image, those without area
+            dropped, and `objectness_logits`, descending. Without NMS the best of each level are taken,
+            then the best of all levels.
+
+        Raises:
+            FloatingPointError: NaN or infinite predictions in training.
+        """
+        if self.nms[self.training]:
+            return super().predict_proposals(
+                anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
+            )
+        with torch.no_grad():
+            boxes, logits = [], []
+            decoded = self._decode_proposals(anchors, pred_anchor_deltas)
+            for boxes_i, logits_i in zip(decoded, pred_objectness_logits):
+                top_k = min(self.pre_nms_topk[self.training], logits_i.shape[1])
+                logits_i, indices = logits_i.topk(top_k, dim=1)
+                boxes.append(boxes_i.gather(1, indices[..., None].expand(-1, -1, 4)))
+                logits.append(logits_i)
+            logits, order = cat(logits, dim=1).float().sort(dim=1, descending=True, stable=True)
+            boxes = cat(boxes, dim=1).gather(1, order[..., None].expand(-1, -1, 4))
+            return [self._clean(*prediction) for prediction in zip(boxes, logits, image_sizes)]
+
+    def _clean(self, boxes, logits, image_size):
+        finite = boxes.isfinite().all(dim=1) & logits.isfinite()
+        if self.training and not finite.all():
+            raise FloatingPointError(
+                "The RPN predicts NaN or infinite boxes or scores: training has diverged. Lower "
+                "SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS."
+            )
+        boxes, logits = Boxes(boxes[finite]), logits[finite]
+        boxes.clip(image_size)
+        keep = boxes.nonempty(threshold=self.min_box_size)
+        top_k = self.post_nms_topk[self.training]
+        proposals = Instances(image_size)
+        proposals.proposal_boxes = boxes[keep][:top_k]
+        proposals.objectness_logits = logits[keep][:top_k]
+        return proposals
+
+
+@torch.no_grad()
+def _log_recall(proposals, gt_instances):
+    """Share of the objects of the batch that a proposal overlaps with IoU 0.5 or more."""
+    found = num_gt = 0
+    for proposals_i, gt_i in zip(proposals, gt_instances):
+        num_gt += len(gt_i)
+        if len(gt_i) > 0 and len(proposals_i) > 0:
+            iou = retry_if_cuda_oom(pairwise_iou)(gt_i.gt_boxes, proposals_i.proposal_boxes)
+            found += (iou.max(dim=1).values >= 0.5).sum().item()
+    if num_gt > 0:
+        get_event_storage().put_scalar("rpn/proposal_recall", found / num_gt)

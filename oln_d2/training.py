@@ -1,0 +1,132 @@
+"""What `train_net.py` adds to Detectron2's trainer and checkpointer."""
+
+import json
+import logging
+import os
+
+import numpy as np
+
+from oln_d2.errors import InputError, require_detectron2
+
+require_detectron2("oln_d2.training")
+
+import detectron2.utils.comm as comm  # noqa: E402
+from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
+from detectron2.data import MetadataCatalog  # noqa: E402
+from detectron2.engine import DefaultTrainer, hooks  # noqa: E402
+from detectron2.evaluation import COCOEvaluator  # noqa: E402
+
+from oln_d2.evaluation import OpenWorldEvaluator  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+BEST_METRIC = "box_unseen/AR@100"
+
+
+class BestCheckpointer(hooks.BestCheckpointer):
+    """
+    Detectron2's hook forgets the best metric when a run is resumed and then overwrites the best
+    checkpoint with a worse one. This one keeps the metric in a file beside the checkpoint.
+    """
+
+    @property
+    def _record(self):
+        return os.path.join(self._checkpointer.save_dir, f"{self._file_prefix}.json")
+
+    def before_train(self):
+        if self.trainer.start_iter > 0 and os.path.isfile(self._record):
+            with open(self._record) as f:
+                record = json.load(f)
+            if record["metric"] == self._val_metric:
+                self.best_metric, self.best_iter = record["value"], record["iteration"]
+
+    def _update_best(self, val, iteration):
+        updated = super()._update_best(val, iteration)
+        if updated:
+            record = {"metric": self._val_metric, "value": float(val), "iteration": iteration}
+            with open(self._record + ".tmp", "w") as f:
+                json.dump(record, f)
+            os.replace(self._record + ".tmp", self._record)
+        return updated
+
+
+class StrictCheckpointer(DetectionCheckpointer):
+    """Refuses a checkpoint that does not hold every parameter of the model, in its shape."""
+
+    def load(self, path, checkpointables=None):
+        """
+        Args:
+            path (str): see :class:`DetectionCheckpointer`.
+
+        Raises:
+            InputError: no path, no such file, or the checkpoint of another model.
+        """
+        if not path:
+            raise InputError(
+                "MODEL.WEIGHTS is empty; give the checkpoint to evaluate, e.g. MODEL.WEIGHTS "
+                "output/model_final.pth"
+            )
+        if "://" not in path and not os.path.isfile(path):
+            raise InputError(f"{path}: no such file; MODEL.WEIGHTS must be a checkpoint")
+        self._path = path
+        return super().load(path, checkpointables)
+
+    def _load_model(self, checkpoint):
+        incompatible = super()._load_model(checkpoint)
+        problems = [f"{key} is missing" for key in incompatible.missing_keys]
+        problems += [
+            f"{key} has shape {list(found)} instead of {list(expected)}"
+            for key, found, expected in incompatible.incorrect_shapes
+        ]
+        if problems:
+            raise InputError(
+                f"{self._path}: the checkpoint of another model: {problems[0]}, and {len(problems) - 1} "
+                "more such differences. Use the config file that it was trained with"
+            )
+        return incompatible
+
+
+class Trainer(DefaultTrainer):
+    """
+    :class:`DefaultTrainer` that evaluates open-world data sets, keeps the checkpoint with the best
+    recall of unseen objects as `model_best.pth`, and logs how many epochs the schedule makes.
+    """
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+        """
+        Raises:
+            InputError: a data set that is neither an open-world one nor in COCO format.
+        """
+        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if evaluator_type == "open_world_coco":
+            return OpenWorldEvaluator(
+                dataset_name, output_folder, protocols=cfg.TEST.OPEN_WORLD_PROTOCOLS
+            )
+        if evaluator_type == "coco":
+            return COCOEvaluator(dataset_name, output_dir=output_folder)
+        raise InputError(
+            f"DATASETS.TEST: {dataset_name} has evaluator_type {evaluator_type!r}; register it with "
+            "oln_d2.register_open_world_coco"
+        )
+
+    def build_hooks(self):
+        ret = super().build_hooks()
+        cfg = self.cfg
+        metric = BEST_METRIC
+        if len(cfg.DATASETS.TEST) > 1:  # the trainer then puts the data set's name before each metric
+            metric = f"{cfg.DATASETS.TEST[0]}/{metric}"
+        if comm.is_main_process() and cfg.TEST.EVAL_PERIOD > 0:
+            # After the evaluation, before the writer.
+            ret.insert(-1, BestCheckpointer(cfg.TEST.EVAL_PERIOD, self.checkpointer, metric))
+        return ret
+
+    def train(self):
+        num_images = len(self.data_loader.dataset.dataset)
+        images = self.cfg.SOLVER.IMS_PER_BATCH * self.max_iter
+        logger.info(
+            f"{num_images} training images, {self.cfg.SOLVER.IMS_PER_BATCH} a batch: "
+            f"{self.max_iter} iterations are {images / num_images:.2f} epochs"
+        )
+        return super().train()

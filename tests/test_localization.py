@@ -1,0 +1,134 @@
+"""The mathematics of OLN against the public code's outputs and by its properties."""
+
+import pytest
+import torch
+from conftest import LTRB_OF_TBLR, close, load_golden
+
+from oln_d2.localization import (
+    aligned_iou,
+    assign_anchors,
+    box_quality,
+    centerness,
+    decode_ltrb,
+    encode_ltrb,
+    fuse_scores,
+    iou_loss,
+    quality_loss,
+)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_golden("primitives")
+
+
+def random_boxes(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(n, 2, generator=generator) * 100
+    return torch.cat([corner, corner + 1 + torch.rand(n, 2, generator=generator) * 80], dim=1)
+
+
+def test_coding_matches_public_code(golden):
+    """Otherwise weights of the public model would give other boxes."""
+    close(encode_ltrb(golden["anchors"], golden["gt"]), golden["tblr"][:, LTRB_OF_TBLR])
+    close(decode_ltrb(golden["anchors"], golden["pred"][:, LTRB_OF_TBLR]), golden["decoded"])
+
+
+def test_coding_round_trip():
+    """Otherwise the first stage could not express the boxes it is trained on."""
+    anchors, boxes = random_boxes(100, 0), random_boxes(100, 1)
+    close(decode_ltrb(anchors, encode_ltrb(anchors, boxes)), boxes, atol=1e-4)
+
+
+def test_decoding_is_linear():
+    """A clamp or ReLU on the distances would stop gradients that the public model trains with."""
+    box = decode_ltrb(torch.tensor([[0.0, 0.0, 10.0, 20.0]]), torch.tensor([[-1.0, 2.0, -3.0, 4.0]]))
+    close(box, torch.tensor([[15.0, -30.0, -25.0, 90.0]]))
+
+
+def test_centerness_matches_public_code(golden):
+    """Otherwise the first stage learns another target."""
+    close(centerness(golden["anchors"], golden["gt"]), golden["centerness"])
+
+
+def test_centerness_values():
+    """1 in the middle, 0 on a side, outside, and diagonally outside, where two negatives meet."""
+    anchors = torch.tensor([[4.0, 4, 6, 6], [-1, 4, 1, 6], [-4, 4, -2, 6], [-4, -4, -2, -2], [2, 4, 3, 6]])
+    boxes = torch.tensor([[0.0, 0, 10, 10]]).expand(5, 4)
+    expected = torch.tensor([1.0, 0, 0, 0, (2.5 / 7.5) ** 0.5])
+    close(centerness(anchors, boxes), expected)
+
+
+@pytest.mark.parametrize("quality", ["centerness", "iou"])
+def test_quality_does_not_depend_on_scale_or_place(quality):
+    """Otherwise large objects, or those on the right of an image, would score differently."""
+    anchors, boxes = random_boxes(50, 2), random_boxes(50, 3)
+    expected = box_quality(quality, anchors, boxes)
+    assert expected.max() > 0.3
+    close(box_quality(quality, anchors * 7, boxes * 7), expected, atol=1e-5)
+    close(box_quality(quality, anchors + 30, boxes + 30), expected, atol=1e-4)
+
+
+def test_iou_and_its_loss_match_public_code(golden):
+    """Otherwise box losses or their gradients differ from the public model's."""
+    close(aligned_iou(golden["iou_pred"], golden["gt"]), golden["iou_aligned"])
+    pred = golden["iou_pred"].clone().requires_grad_()
+    weighted = golden["iou_weight"][:, 0] > 0
+    loss = 10 * iou_loss(pred[weighted], golden["gt"][weighted]) / 57
+    close(loss.detach(), golden["iou_loss_avg57"])
+    loss.backward()
+    close(pred.grad, golden["iou_grad"])
+
+
+def test_iou_of_boxes_without_area_is_zero():
+    """Zero-area boxes must give 0, not NaN, which would end training."""
+    boxes = torch.tensor([[5.0, 5, 5, 5], [5, 5, 5, 9], [9, 9, 5, 5]], requires_grad=True)
+    iou = aligned_iou(boxes, boxes.detach())
+    assert iou.tolist()[:2] == [0, 0] and iou.isfinite().all()
+    iou_loss(boxes, boxes.detach()).backward()
+    assert boxes.grad.isfinite().all()
+
+
+def test_losses_of_nothing_keep_a_gradient_path():
+    """Images without objects would otherwise break the backward pass or hang other processes."""
+    boxes, logits = torch.zeros(0, 4, requires_grad=True), torch.zeros(0, requires_grad=True)
+    loss = iou_loss(boxes, torch.zeros(0, 4)) + quality_loss(logits, torch.zeros(0))
+    assert loss.item() == 0
+    loss.backward()
+
+
+def test_fused_score_is_geometric_mean():
+    """The ranking of detections rests on it."""
+    a, b, c = torch.tensor([0.2, 1.0, 0.0]), torch.tensor([0.8, 0.5, 0.9]), torch.tensor([0.5, 0.5, 1])
+    close(fuse_scores(a, b), (a * b).sqrt())
+    close(fuse_scores(a, b, c), (a * b * c) ** (1 / 3))
+
+
+def test_assignment_thresholds():
+    """Positives from the upper limit on, negatives below the lower, the rest ignored."""
+    iou = torch.tensor([[0.05, 0.1, 0.2, 0.3, 0.9]])
+    matches, labels = assign_anchors(iou, 0.1, 0.3)
+    assert labels.tolist() == [0, -1, -1, 1, 1] and matches.tolist() == [0] * 5
+
+
+def test_assignment_gives_each_object_its_best_anchors():
+    """An object whose best anchor overlaps another object more would otherwise never train."""
+    iou = torch.tensor([[0.8, 0.5, 0.0, 0.0], [0.0, 0.45, 0.45, 0.0], [0.0, 0.0, 0.1, 0.29]])
+    matches, labels = assign_anchors(iou, 0.3, 0.7)
+    # Both anchors tied at the best IoU of object 1 become its own; 0.29 is below the limit.
+    assert matches.tolist()[:3] == [0, 1, 1]
+    assert labels.tolist() == [1, 1, 1, 0]
+
+
+def test_assignment_order_of_ties():
+    """The first object wins an equal IoU by threshold, the last one an equal best anchor."""
+    by_threshold = torch.tensor([[0.9, 0.8], [0.5, 0.8]])
+    assert assign_anchors(by_threshold, 0.3, 0.7)[0].tolist() == [0, 1]
+    assert assign_anchors(torch.tensor([[0.8, 0.9], [0.8, 0.9]]), 0.3, 0.7)[0].tolist() == [0, 1]
+    assert assign_anchors(torch.tensor([[0.8], [0.8]]), 0.3, 0.7)[0].tolist() == [1]
+
+
+def test_assignment_without_objects_or_anchors():
+    """Images without objects: every anchor is a negative."""
+    assert assign_anchors(torch.zeros(0, 3), 0.3, 0.7)[1].tolist() == [0, 0, 0]
+    assert assign_anchors(torch.zeros(2, 0), 0.3, 0.7)[1].tolist() == []

@@ -1,0 +1,299 @@
+"""OLN-RPN against the public code: assignment, samples, losses, gradients and proposals."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, LTRB_OF_TBLR, NEEDS_DETECTRON2, close, load_golden
+
+from oln_d2.localization import assign_anchors, decode_ltrb, encode_ltrb, iou_loss
+
+pytestmark = NEEDS_DETECTRON2
+CASES = sorted(path.stem for path in GOLDEN.glob("rpn_*.npz"))
+
+
+def build_rpn(**oln):
+    """The proposal generator of the R-50 recipe, on 16-channel features; `oln` overrides MODEL.OLN."""
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling.proposal_generator import build_proposal_generator
+    from test_configs import load_config
+
+    cfg = load_config("oln_box_R_50_FPN.yaml")
+    for key, value in oln.items():
+        cfg.MODEL.OLN[key] = value
+    shapes = {f"p{i}": ShapeSpec(channels=16, stride=2**i) for i in range(2, 7)}
+    return build_proposal_generator(cfg, shapes)
+
+
+class Case:
+    """A golden file in Detectron2's terms."""
+
+    def __init__(self, name, rpn=None):
+        from detectron2.structures import Boxes, Instances
+
+        self.golden = golden = load_golden(name)
+        self.rpn = rpn or build_rpn()
+        self.sizes = [tuple(size) for size in golden["img_shapes"].tolist()]
+        self.anchors = self.rpn.anchor_generator(
+            [torch.zeros(1, 16, *size) for size in golden["fmap_sizes"].tolist()]
+        )
+        self.gt = []
+        for i, size in enumerate(self.sizes):
+            self.gt.append(Instances(size, gt_boxes=Boxes(golden[f"img{i}_gt"].reshape(-1, 4))))
+        levels = golden["anchors_per_level"].tolist()
+        self.ltrb = golden["pred_reg"][..., LTRB_OF_TBLR].requires_grad_()
+        self.logits = golden["pred_obj"][..., 0].clone().requires_grad_()
+        self.predictions = self.logits.split(levels, dim=1), self.ltrb.split(levels, dim=1)
+
+    def losses(self):
+        from detectron2.utils.events import EventStorage
+
+        labels, boxes = self.rpn.label_and_sample_anchors(self.anchors, self.gt)
+        with EventStorage() as self.storage:
+            return self.rpn.losses(
+                self.anchors, self.predictions[0], labels, self.predictions[1], boxes
+            )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_anchors_match_public_code(name):
+    """Anchors half a cell off would shift every target and proposal."""
+    from detectron2.structures import Boxes
+
+    case = Case(name)
+    anchors = Boxes.cat(case.anchors)
+    close(anchors.tensor, case.golden["anchors"])
+    for i, size in enumerate(case.sizes):
+        inside = anchors.inside_box(size, case.rpn.anchor_boundary_thresh)
+        assert torch.equal(inside, case.golden[f"img{i}_inside"])
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("sample, limits", [("reg", (0.3, 0.7)), ("obj", (0.1, 0.3))])
+def test_assignment_matches_public_code(name, sample, limits):
+    """Otherwise anchors learn other objects than in the public model."""
+    from detectron2.structures import Boxes, pairwise_iou
+
+    case = Case(name)
+    anchors = Boxes.cat(case.anchors)
+    for i, gt in enumerate(case.gt):
+        inside = case.golden[f"img{i}_inside"]
+        matches, labels = assign_anchors(pairwise_iou(gt.gt_boxes, anchors[inside]), *limits)
+        expected = case.golden[f"img{i}_{sample}_assign"][inside]
+        assert torch.equal(torch.where(labels == 1, matches + 1, labels.long()), expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_samples_and_targets_match_public_code(name, first_n):
+    """Otherwise other anchors are trained, or with other targets."""
+    case = Case(name)
+    labels, boxes = case.rpn.label_and_sample_anchors(case.anchors, case.gt)
+    anchors = case.golden["anchors"]
+    for i in range(len(case.gt)):
+        for row, sample in enumerate(["reg", "obj"]):
+            expected = {part: case.golden.get(f"img{i}_{sample}_{part}") for part in ("pos", "neg")}
+            positive = (labels[i][row] == 1).nonzero().squeeze(1)
+            assert torch.equal(positive, expected["pos"].sort().values)
+            assert torch.equal((labels[i][row] == 0).nonzero().squeeze(1), expected["neg"].sort().values)
+            if len(positive) > 0:
+                tblr = case.golden[f"img{i}_{sample}_pos_tblr"]
+                order = expected["pos"].argsort()
+                close(
+                    encode_ltrb(anchors[positive], boxes[i][row][positive]),
+                    tblr[order][:, LTRB_OF_TBLR],
+                )
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "rpn_border_topleft"])
+def test_losses_and_gradients_match_public_code(name, first_n):
+    """Otherwise training follows another path than the published one."""
+    case = Case(name)
+    losses = case.losses()
+    close(losses["loss_rpn_loc"].detach(), case.golden["loss_rpn_bbox"].sum())
+    close(losses["loss_rpn_obj"].detach(), case.golden["loss_rpn_obj"].sum())
+    sum(losses.values()).backward()
+    close(case.ltrb.grad, case.golden["grad_reg"][..., LTRB_OF_TBLR], atol=1e-7)
+    close(case.logits.grad, case.golden["grad_obj"][..., 0], atol=1e-7)
+
+
+def test_objects_at_the_border_have_a_box_loss(first_n):
+    """
+    The public code leaves objects that touch x = 0 or y = 0 without box loss, by looking at
+    coordinates where distances were meant. Ours train; all else stays the same.
+    """
+    case = Case("rpn_border_topleft")
+    losses = case.losses()
+    assert case.golden["loss_rpn_bbox"].sum() == 0
+    close(losses["loss_rpn_obj"].detach(), case.golden["loss_rpn_obj"].sum())
+    positive = case.golden["img0_reg_pos"]
+    gt = case.golden["img0_gt"][case.golden["img0_reg_pos_gt"]]
+    pred = decode_ltrb(case.golden["anchors"][positive], case.ltrb.detach()[0, positive])
+    normalizer = case.golden["t_num_total_pos"] + case.golden["t_num_total_neg"]
+    close(losses["loss_rpn_loc"].detach(), 10 * iou_loss(pred, gt) / normalizer)
+    assert losses["loss_rpn_loc"] > 0.1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_proposals_match_public_code(name):
+    """
+    Otherwise the second stage sees other boxes. Ours differ in two ways: they are sorted by score, as
+    Detectron2 expects, and those without area are dropped.
+    """
+    case = Case(name)
+    case.rpn.eval()
+    proposals = case.rpn.predict_proposals(case.anchors, *case.predictions, case.sizes)
+    for i, proposals_i in enumerate(proposals):
+        expected = case.golden[f"img{i}_proposals"]
+        keep = (expected[:, 2:4] > expected[:, :2]).all(dim=1)
+        assert len(proposals_i) == keep.sum()
+        actual = torch.cat(
+            [proposals_i.proposal_boxes.tensor, proposals_i.objectness_logits.sigmoid()[:, None]], dim=1
+        )
+        assert (actual[:-1, 4] >= actual[1:, 4]).all()
+        close(sort_rows(actual), sort_rows(expected[keep]), atol=1e-4)
+
+
+def sort_rows(boxes_and_scores):
+    """By score, then by coordinates, since equal scores come in any order."""
+    order = np.lexsort(boxes_and_scores.T.numpy())
+    return boxes_and_scores[torch.from_numpy(order)]
+
+
+def test_proposals_per_level_and_over_all_levels():
+    """PRE_NMS_TOPK is a limit per level and POST_NMS_TOPK one per image, as users of the keys expect."""
+    case = Case("rpn_rand_small")
+    case.rpn.eval()
+    case.rpn.pre_nms_topk[False] = 50
+    case.rpn.post_nms_topk[False] = 10**9
+    (proposals,) = case.rpn.predict_proposals(case.anchors, *case.predictions, case.sizes)
+    top = torch.cat([logits[0].sort(descending=True).values[:50] for logits in case.predictions[0]])
+    assert len(proposals) <= len(top)
+    assert torch.isin(proposals.objectness_logits, top).all()
+    case.rpn.post_nms_topk[False] = 7
+    (best,) = case.rpn.predict_proposals(case.anchors, *case.predictions, case.sizes)
+    assert torch.equal(best.objectness_logits, proposals.objectness_logits[:7])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_rpn_nms_is_a_setting_of_its_own_in_training_and_test(training):
+    """Whether the published weights were made with NMS is unknown, so both must be possible."""
+    from torchvision.ops import box_iou
+
+    def proposals(train, test):
+        case = Case("rpn_rand_small", build_rpn(RPN_NMS_TRAIN=train, RPN_NMS_TEST=test))
+        case.rpn.train(training)
+        # Distances near the anchors' own, so that neighbours overlap.
+        predictions = case.predictions[0], [0.5 + 0 * p for p in case.predictions[1]]
+        return case.rpn.predict_proposals(case.anchors, *predictions, case.sizes)[0]
+
+    on, off = proposals(training, not training), proposals(not training, training)
+    assert 0 < len(on) < len(off)
+    small = on.proposal_boxes.tensor[on.proposal_boxes.area() < 33**2]  # of one level
+    assert box_iou(small, small).fill_diagonal_(0).max() <= 0.7
+
+
+def test_non_finite_predictions():
+    """In training they must stop the run with advice; in test the other boxes must survive."""
+    case = Case("rpn_rand_small")
+    with torch.no_grad():
+        case.logits[0, 3] = float("nan")
+        case.ltrb[0, 5] = float("inf")
+    with pytest.raises(FloatingPointError, match="BASE_LR"):
+        case.rpn.predict_proposals(case.anchors, *case.predictions, case.sizes)
+    case.rpn.eval()
+    (proposals,) = case.rpn.predict_proposals(case.anchors, *case.predictions, case.sizes)
+    assert len(proposals) > 1000
+    assert proposals.proposal_boxes.tensor.isfinite().all()
+    assert proposals.objectness_logits.isfinite().all()
+
+
+def test_objectness_without_negatives():
+    """With OBJECTNESS_NEGATIVES off only positives may teach the score."""
+    case = Case("rpn_rand_small", build_rpn(OBJECTNESS_NEGATIVES=False))
+    sum(case.losses().values()).backward()
+    expected = case.golden["img0_obj_pos"].sort().values
+    assert torch.equal(case.logits.grad[0].nonzero().squeeze(1), expected)
+
+
+def test_objectness_target_iou():
+    """With OBJECTNESS_TARGET iou the score must learn the IoU of the anchor."""
+    from detectron2.structures import Boxes, pairwise_iou
+
+    case = Case("rpn_rand_small", build_rpn(OBJECTNESS_TARGET="iou", OBJECTNESS_NEGATIVES=False))
+    loss = case.losses()["loss_rpn_obj"]
+    positive = case.golden["img0_obj_pos"]
+    iou = pairwise_iou(case.gt[0].gt_boxes, Boxes(case.golden["anchors"][positive]))
+    iou = iou[case.golden["img0_obj_pos_gt"], torch.arange(len(positive))]
+    normalizer = case.golden["t_num_total_pos"] + case.golden["t_num_total_neg"]
+    close(loss, (case.logits[0, positive].sigmoid() - iou).abs().sum() / normalizer)
+    assert case.storage.latest()["rpn/iou_target"][0] == pytest.approx(iou.mean().item(), rel=1e-5)
+
+
+def test_sizes_and_weights_of_the_objectness_loss():
+    """OBJECTNESS_BATCH_SIZE_PER_IMAGE, _IOU_THRESHOLDS and _LOSS_WEIGHT must have an effect."""
+    case = Case("rpn_rand_small", build_rpn(OBJECTNESS_BATCH_SIZE_PER_IMAGE=40))
+    labels, _ = case.rpn.label_and_sample_anchors(case.anchors, case.gt)
+    assert (labels[0][1] >= 0).sum() == 40 and (labels[0][0] >= 0).sum() == 256
+
+    case = Case("rpn_rand_small", build_rpn(OBJECTNESS_IOU_THRESHOLDS=[0.5, 0.6]))
+    labels, _ = case.rpn.label_and_sample_anchors(case.anchors, case.gt)
+    assert 0 < (labels[0][1] == 1).sum() < len(case.golden["img0_obj_pos"])
+
+    def loss(weight, seed=0):
+        torch.manual_seed(seed)
+        return Case("rpn_rand_small", build_rpn(OBJECTNESS_LOSS_WEIGHT=weight)).losses()
+
+    close(loss(3.0)["loss_rpn_obj"], 3 * loss(1.0)["loss_rpn_obj"])
+    close(loss(3.0)["loss_rpn_loc"], loss(1.0)["loss_rpn_loc"])
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("OBJECTNESS_TARGET", "giou"), ("OBJECTNESS_IOU_THRESHOLDS", [0.3, 0.1]),
+     ("OBJECTNESS_IOU_THRESHOLDS", [0.3])],
+)  # fmt: skip
+def test_bad_settings_are_named(key, value):
+    """A misspelt setting must be reported by its key when the model is built."""
+    from oln_d2 import InputError
+
+    with pytest.raises(InputError, match=f"MODEL.OLN.{key}"):
+        build_rpn(**{key: value})
+
+
+def test_head_normalises_features():
+    """Without L2 normalisation the weights of the public model give other predictions."""
+    head = build_rpn().rpn_head
+    x = torch.randn(2, 16, 5, 7)
+    objectness, ltrb = head([x])
+    hidden = head.conv(x)
+    hidden = hidden / hidden.norm(dim=1, keepdim=True)
+    close(objectness[0], head.objectness_logits(hidden))
+    close(ltrb[0], head.anchor_deltas(hidden))
+    assert objectness[0].shape == (2, 1, 5, 7) and ltrb[0].shape == (2, 4, 5, 7)
+
+
+def test_training_scalars():
+    """What the README tells users to watch must be logged, with the right values."""
+    from detectron2.structures import ImageList, pairwise_iou
+    from detectron2.utils.events import EventStorage
+
+    case = Case("rpn_batch2")
+    features = {
+        f"p{i + 2}": torch.randn(2, 16, *size)
+        for i, size in enumerate(case.golden["fmap_sizes"].tolist())
+    }
+    images = ImageList(torch.zeros(2, 3, 256, 288), case.sizes)
+    torch.nn.init.constant_(case.rpn.rpn_head.anchor_deltas.bias, 0.5)  # boxes near the anchors
+    with EventStorage() as storage:
+        proposals, losses = case.rpn(images, features, case.gt)
+    values = {name: value for name, (value, _) in storage.latest().items()}
+    assert set(losses) == {"loss_rpn_obj", "loss_rpn_loc"}
+    assert values["rpn/num_pos_anchors"] == 101 / 2
+    assert values["rpn/num_neg_anchors"] == 411 / 2
+    assert values["rpn/num_objectness_pos_anchors"] == (112 + 256) / 2
+    assert 0 < values["rpn/centerness_target"] < 1 and 0 < values["rpn/centerness_pred"] < 1
+    recall = values["rpn/proposal_recall"]
+    found = [
+        (pairwise_iou(gt.gt_boxes, p.proposal_boxes).max(dim=1).values >= 0.5).sum()
+        for gt, p in zip(case.gt, proposals)
+    ]
+    assert recall > 0 and recall == pytest.approx(sum(found).item() / 14)

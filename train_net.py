@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""
+Train or evaluate OLN and its reference detectors.
+
+    python train_net.py --config-file configs/oln_box_R_50_FPN.yaml --num-gpus 8
+    python train_net.py --config-file configs/oln_box_R_50_FPN.yaml --eval-only MODEL.WEIGHTS FILE
+"""
+
+import sys
+
+from oln_d2 import InputError, add_oln_config
+from oln_d2.errors import require_detectron2
+
+
+def setup(args):
+    from detectron2.config import get_cfg
+    from detectron2.engine import default_setup
+    from detectron2.utils.logger import setup_logger
+
+    cfg = get_cfg()
+    add_oln_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, name="oln_d2")
+    return cfg
+
+
+def main(args):
+    from detectron2.evaluation import verify_results
+
+    import detectron2.utils.comm as comm
+    from oln_d2.training import StrictCheckpointer, Trainer
+
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    try:
+        require_detectron2("train_net.py")
+    except ImportError as error:
+        sys.exit(str(error))
+    from detectron2.engine import default_argument_parser, launch
+
+    args = default_argument_parser(epilog=__doc__).parse_args()
+    try:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except InputError as error:
+        sys.exit(f"train_net.py: {error}")
