@@ -1,0 +1,56 @@
+"""Checkpoints of the authors' code (mmdet names) as state dicts of our models. Needs no Detectron2."""
+
+import re
+
+import torch
+
+from oln_d2.errors import InputError
+
+# Applied in order, each wherever it matches.
+_RENAMES = [
+    (r"^neck\.lateral_convs\.(\d)\.conv\.", lambda m: f"backbone.fpn_lateral{int(m[1]) + 2}."),
+    (r"^neck\.fpn_convs\.(\d)\.conv\.", lambda m: f"backbone.fpn_output{int(m[1]) + 2}."),
+    (r"^backbone\.conv1\.", "backbone.bottom_up.stem.conv1."),
+    (r"^backbone\.bn1\.", "backbone.bottom_up.stem.conv1.norm."),
+    (r"^backbone\.layer(\d)\.", lambda m: f"backbone.bottom_up.res{int(m[1]) + 1}."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+    (r"^rpn_head\.rpn_conv\.", "proposal_generator.rpn_head.conv."),
+    (r"^rpn_head\.rpn_obj\.", "proposal_generator.rpn_head.objectness_logits."),
+    (r"^rpn_head\.rpn_reg\.", "proposal_generator.rpn_head.anchor_deltas."),
+    (r"^roi_head\.bbox_head\.shared_fcs\.(\d)\.", lambda m: f"roi_heads.box_head.fc{int(m[1]) + 1}."),
+    (r"^roi_head\.bbox_head\.fc_reg\.", "roi_heads.box_predictor.bbox_pred."),
+    (r"^roi_head\.bbox_head\.fc_bbox_score\.", "roi_heads.box_predictor.box_score."),
+]
+_UNUSED = re.compile(r"(rpn_head\.rpn_cls|bbox_head\.fc_cls)\.|\.num_batches_tracked$")
+_LTRB_OF_TBLR = [2, 0, 3, 1]  # their order is top, bottom, left, right
+
+
+def convert_public_state_dict(state_dict):
+    """
+    Args:
+        state_dict (dict[str, Tensor]): parameters of the authors' OLN-Box under their names.
+
+    Returns:
+        dict[str, Tensor]: the same under our names, distances in our order.
+        list[str]: names that our model does not have: the classifiers, which OLN never uses, and the
+        counters of batch norm.
+
+    Raises:
+        InputError: a name that the authors' OLN-Box does not have.
+    """
+    converted, unused = {}, []
+    for name, tensor in state_dict.items():
+        if _UNUSED.search(name):
+            unused.append(name)
+            continue
+        new_name = name
+        for pattern, replacement in _RENAMES:
+            new_name = re.sub(pattern, replacement, new_name)
+        if not new_name.startswith(("backbone.bottom_up.", "backbone.fpn_", "proposal_gen", "roi_heads.")):
+            raise InputError(f"{name} is no parameter of the authors' OLN-Box")
+        if ".anchor_deltas." in new_name:
+            tensor = tensor[torch.tensor(_LTRB_OF_TBLR)]
+        converted[new_name] = tensor
+    return converted, unused
