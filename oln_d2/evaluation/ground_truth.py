@@ -108,6 +108,11 @@ class GroundTruth:
             )
         return index
 
+    @property
+    def has_masks(self):
+        """Whether every annotation has a mask."""
+        return all(annotation.get("segmentation") for annotation in self._annotations)
+
     @cached_property
     def masks(self):
         """List of the G masks as COCO RLE. Raises InputError where an annotation has none."""

@@ -213,10 +213,10 @@ class OpenWorldRecall:
         self._match_pending()
         reported = np.isin(self._matched_at, self.iou_thresholds)
         ranking = _Ranking(self._batches, AP_DETS)
-        num_dets = np.zeros_like(self._given)
-        num_dets[ranking.images] = ranking.counts
-        num_freed = np.zeros_like(self._given)
-        num_freed[ranking.images] = ranking.num_removed(0, 0)
+        freed = np.zeros_like(self._given)
+        for batch in self._batches:
+            freed[batch.images] = batch.num_removed(GROUPS.index("unseen"), 0)
+        num_dets = np.minimum(self._given, self.max_dets).sum()
         return OpenWorldResult(
             ground_truth=self.ground_truth,
             protocol=self.protocol,
@@ -228,8 +228,8 @@ class OpenWorldRecall:
             found=self._found[:, :, reported],
             precision=self._average_precision(ranking)[:, :, reported],
             given=self._given.copy(),
-            freed=num_freed,
-            tied=ranking.share_of_ties(),
+            freed=freed,
+            tied=sum(b.num_tied() for b in self._batches) / max(1, num_dets),
         )
 
     def average_precision(self, k):
@@ -458,6 +458,21 @@ class _Batch:
             pack += [t.astype(np.int8), at.astype(np.int32)]
         self.events[v, a] = pack
 
+    def num_removed(self, v, a):
+        """(n,): how many detections of each image left the ranking."""
+        image = np.searchsorted(self.starts, self.events[v, a][0], side="right") - 1
+        return np.bincount(image, minlength=len(self.images))
+
+    def most_removed(self):
+        """(n,): the largest of these numbers over groups and area ranges."""
+        return np.max([self.num_removed(v, a) for v, a in self.events], axis=0)
+
+    def num_tied(self):
+        """How many detections have the same score as the one before them in the image."""
+        same = np.diff(self.scores, prepend=np.nan) == 0
+        same[self.starts] = False
+        return np.count_nonzero(same)
+
 
 class _Ranking:
     """
@@ -466,66 +481,60 @@ class _Ranking:
     """
 
     def __init__(self, batches, k):
+        """`k`: how many detections of an image are ranked, after removal."""
         self.k = k
         images = np.concatenate([np.zeros(0, int)] + [b.images for b in batches])
-        counts = np.concatenate([np.zeros(0, int)] + [b.counts for b in batches])
+        # Those that can be among the k: a detection moves up by those that leave the ranking.
+        counts = [np.minimum(b.counts, k + b.most_removed()) for b in batches]
+        counts = np.concatenate([np.zeros(0, int)] + counts)
         order = np.argsort(images)
-        self.images, self.counts = images[order], counts[order]
+        self.counts = counts[order]
         self.starts = np.cumsum(self.counts) - self.counts
         start_of = np.empty_like(self.starts)
         start_of[order] = self.starts
         size = counts.sum()
         self.scores = np.empty(size)
         self.in_range = np.empty((len(AREA_RANGES), size), bool)
-        self._batches, self._shifts = batches, []
+        self._batches, self._places = batches, []
         done = 0
         for b in batches:
-            # Batches are made image by image, so a shift for each image takes positions to the whole.
-            shift = start_of[done : done + len(b.images)] - b.starts
-            at = np.repeat(shift, b.counts) + np.arange(len(b.scores))
-            self.scores[at] = b.scores
-            self.in_range[:, at] = b.in_range
-            self._shifts.append(shift)
-            done += len(b.images)
+            until = done + len(b.images)
+            # Where each position of the batch is in the whole, -1 if it cannot be among the k.
+            rank = np.arange(len(b.scores)) - np.repeat(b.starts, b.counts)
+            ranked = rank < np.repeat(counts[done:until], b.counts)
+            place = np.where(ranked, np.repeat(start_of[done:until], b.counts) + rank, -1)
+            self.scores[place[ranked]] = b.scores[ranked]
+            self.in_range[:, place[ranked]] = b.in_range[:, ranked]
+            self._places.append(place.astype(np.int32))
+            done = until
         self.order = np.argsort(-self.scores, kind="stable")
         self.place = np.empty(size, np.int32)
         self.place[self.order] = np.arange(size, dtype=np.int32)
 
     def _events(self, v, a):
-        """As :meth:`_Batch.add` was given them, positions in the whole ranking."""
-        parts = []
-        for b, shift in zip(self._batches, self._shifts):
-            removed, hit_t, hit_at, ignored_t, ignored_at = b.events[v, a]
-            shifted = [
-                at + shift[np.searchsorted(b.starts, at, side="right") - 1]
-                for at in (removed, hit_at, ignored_at)
-            ]
-            parts.append((shifted[0], hit_t, shifted[1], ignored_t, shifted[2]))
-        if not parts:
-            return (np.zeros(0, int),) * 5
+        """As :meth:`_Batch.add` was given them, in places of the whole ranking."""
+        parts = [[np.zeros(0, int)] * 5]
+        for b, place in zip(self._batches, self._places):
+            removed, hit_t, hits, ignored_t, ignored = b.events[v, a]
+            removed, hits, ignored = place[removed], place[hits], place[ignored]
+            parts.append(
+                (
+                    removed[removed >= 0],
+                    hit_t[hits >= 0],
+                    hits[hits >= 0],
+                    ignored_t[ignored >= 0],
+                    ignored[ignored >= 0],
+                )
+            )
         return tuple(map(np.concatenate, zip(*parts)))
-
-    def num_removed(self, v, a):
-        """(n,): how many detections of each image left the ranking."""
-        removed = self._events(v, a)[0]
-        image = np.searchsorted(self.starts, removed, side="right") - 1
-        return np.bincount(image, minlength=len(self.images))
-
-    def share_of_ties(self):
-        """Share of the detections that have the same score as the one before them in the image."""
-        same = np.diff(self.scores, prepend=np.nan) == 0
-        same[self.starts[self.counts > 0]] = False
-        return same.mean() if len(same) else 0.0
 
     def average_precision(self, v, a, num_gts, num_thresholds):
         """(T,): COCO's AP, the mean of the precision at recalls 0, .01 ... 1."""
         removed, hit_t, hit_at, ignored_t, ignored_at = self._events(v, a)
         stays = np.ones(len(self.scores), bool)
         stays[removed] = False
-        if self.k < self.counts.max(initial=0):
-            left = np.cumsum(stays)
-            first = np.repeat(left[self.starts] - stays[self.starts], self.counts)
-            stays &= left - first <= self.k
+        before = np.cumsum(stays) - stays
+        stays &= before - np.repeat(before[self.starts], self.counts) < self.k
         in_range = self.in_range[a]
         # How many detections of the ranking up to each place would count if none was matched.
         counted = np.cumsum((stays & in_range)[self.order], dtype=np.int32)

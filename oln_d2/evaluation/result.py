@@ -2,38 +2,49 @@
 
 import json
 import math
+import os
+from collections import OrderedDict
 
 import numpy as np
+from tabulate import tabulate
 
 GROUPS = ("unseen", "seen", "all")
 AREA_SUFFIXES = {"all": "", "small": "s", "medium": "m", "large": "l"}
-# AUC as published: AR over ln k, with AR@1 taken as 0.
+# AUC as published: AR over ln k at these budgets, with AR@1 taken as 0.
 AUC_KS = (1, 10, 30, 50, 100, 300, 500, 1000)
+PROTOCOL_TEXT = {
+    "xclass": "detections of seen objects cost no budget where unseen ones are searched",
+    "filtered": "only the objects searched for exist, every detection costs budget",
+}
+# Above this share of equal scores within an image they must have been rounded.
+MANY_TIES = 0.05
 
 
 class OpenWorldResult:
     """
-    Recall of one set of detections under one protocol.
+    Recall of one set of detections under one protocol. `print` shows the main metrics in percent.
 
-    `unseen`, `seen` and `all` are dicts of metrics in [0, 1], NaN where there is nothing to be found:
-    AR@k (all sizes), ARs@k, ARm@k, ARl@k (small, medium, large), AUC, AP, AP50, AP75, APs, APm, APl.
-    AP is class-agnostic and for orientation only: an object that nobody annotated counts as a mistake.
+    `result["unseen"]`, `result["seen"]` and `result["all"]` are dicts of metrics in [0, 1], NaN where
+    there is nothing to be found: AR@k (all sizes), ARs@k, ARm@k, ARl@k (small, medium, large), AUC, and
+    AP, AP50, AP75, APs, APm, APl with at most 100 detections an image, as COCO has it. AP is
+    class-agnostic and for orientation only: to find an object that nobody annotated lowers it.
 
     Attributes:
         protocol, iou_type, max_dets, ks, iou_thresholds: the settings, see `OpenWorldRecall`.
         ground_truth (GroundTruth)
         counts (3, 4, G): bool; which gts are to be found, for each group and area range.
         found (3, 4, T, G): rank of the detection that found a gt, huge where none did.
-        precision (3, 4, T): average precision.
         given (I,): detections that each image had, before the cut at `max_dets`.
         freed (I,): detections of each image that cost no budget where unseen objects are searched.
-        tied: share of the detections that have the score of another one of their image.
+        tied (float): share of the detections that have the score of another one of their image.
+        warnings (list[str]): what to know before these numbers are compared with others.
     """
 
     def __init__(
         self, *, ground_truth, protocol, iou_type, max_dets, ks, iou_thresholds, counts, found,
         precision, given, freed, tied,
     ):  # fmt: skip
+        """`precision` (3, 4, T): average precision; the others as above."""
         self.ground_truth = ground_truth
         self.protocol = protocol
         self.iou_type = iou_type
@@ -42,11 +53,14 @@ class OpenWorldResult:
         self.iou_thresholds = iou_thresholds
         self.counts = counts
         self.found = found
-        self.precision = precision
         self.given = given
         self.freed = freed
         self.tied = tied
-        self.unseen, self.seen, self.all = map(self._metrics, GROUPS)
+        self._metrics = {g: self._group_metrics(g, precision[v]) for v, g in enumerate(GROUPS)}
+        self.warnings = self._warnings()
+
+    def __getitem__(self, group):
+        return self._metrics[group]
 
     def recall(self, k, group="unseen", area="all"):
         """
@@ -59,34 +73,205 @@ class OpenWorldResult:
             (T,): share of the gts that the first k detections of each image found at each IoU threshold.
         """
         v, a = GROUPS.index(group), list(AREA_SUFFIXES).index(area)
-        counts = self.counts[v, a]
-        if not counts.any():
+        num_gts = self.counts[v, a].sum()
+        if not num_gts:
             return np.full(len(self.iou_thresholds), np.nan)
-        return (self.found[v, a] < k).sum(1) / counts.sum()
+        return np.count_nonzero(self.found[v, a] < k, axis=1) / num_gts
 
     def ar(self, k, group="unseen", area="all"):
         """Average recall: the mean of :meth:`recall` over the IoU thresholds."""
         return float(self.recall(k, group, area).mean())
 
-    def _metrics(self, group):
+    def per_category(self, group="unseen"):
+        """
+        Returns:
+            dict: category name -> {"gts": number to be found, "AR@k": recall of them}, in the order of
+            the names; categories without a gt are left out.
+        """
+        gt, v = self.ground_truth, GROUPS.index(group)
+        table = {}
+        for category, name in sorted(gt.category_names.items(), key=lambda item: item[1]):
+            chosen = self.counts[v, 0] & (gt.category_ids == category)
+            if chosen.any():
+                found = self.found[v, 0][:, chosen]
+                table[name] = {"gts": int(chosen.sum())}
+                table[name].update({f"AR@{k}": float((found < k).mean()) for k in self.ks})
+        return table
+
+    def bootstrap(self, samples=1000, seed=0, level=0.95):
+        """
+        Confidence intervals for the case that other images of the same kind had been drawn.
+
+        Args:
+            samples (int): how often the images are drawn anew, with replacement.
+            seed (int): of the draws.
+            level (float): share of the draws that lie in the interval.
+
+        Returns:
+            dict: group -> metric (AR@k, ..., AUC) -> (low, high), in [0, 1].
+        """
+        if samples < 1:
+            raise ValueError(f"samples has to be at least 1, not {samples}")
+        num_images = len(self.given)
+        image = self.ground_truth.images
+        rng = np.random.default_rng(seed)
+        weights = rng.multinomial(num_images, np.full(num_images, 1 / num_images), samples)
+        weights = weights.astype(np.float32)  # exact for counts, half the memory
+        ks = sorted({*self.ks, *AUC_KS})
+        intervals = {}
+        for v, group in enumerate(GROUPS):
+            values = {}
+            for a, suffix in enumerate(AREA_SUFFIXES.values()):
+                counts = self.counts[v, a]
+                if not counts.any():
+                    continue
+                found = self.found[v, a][:, counts]
+                at = image[counts]
+                sums = [np.bincount(at, (found < k).mean(0), num_images) for k in ks]
+                num_gts = weights @ np.bincount(at, minlength=num_images).astype(float)
+                with np.errstate(invalid="ignore"):  # a draw may have nothing to be found
+                    ar = np.stack([weights @ s for s in sums], 1) / num_gts[:, None]
+                values.update({f"AR{suffix}@{k}": ar[:, ks.index(k)] for k in self.ks})
+                if a == 0:
+                    at_auc = ar[:, [ks.index(k) for k in AUC_KS]]
+                    values["AUC"] = np.array([auc(row) for row in at_auc])
+            tail = (1 - level) / 2
+            intervals[group] = {
+                name: tuple(map(float, np.nanquantile(value, (tail, 1 - tail))))
+                if not np.isnan(value).all()
+                else (math.nan, math.nan)
+                for name, value in values.items()
+            }
+        return intervals
+
+    def to_dict(self):
+        """All of the result in plain Python values; metrics in [0, 1], NaN where undefined."""
+        v_area = {g: dict(zip(AREA_SUFFIXES, self.counts[v].sum(-1).tolist())) for v, g in enumerate(GROUPS)}
+        gt = self.ground_truth
+        return {
+            "protocol": self.protocol,
+            "iou_type": self.iou_type,
+            **{group: dict(self[group]) for group in GROUPS},
+            "num_images": len(gt.image_ids),
+            "num_detections": int(self.given.sum()),
+            "num_gts": v_area,
+            "detections_per_image": self._detections_per_image(),
+            "settings": {
+                "ground_truth": gt.source,
+                "seen": list(gt.seen_names),
+                "max_dets": self.max_dets,
+                "ks": list(self.ks),
+                "iou_thresholds": self.iou_thresholds.tolist(),
+            },
+            "warnings": self.warnings,
+        }
+
+    def to_json(self, path):
+        """Write :meth:`to_dict` as the one entry of a report, undefined values as null."""
+        write_report(path, [self.to_dict()])
+
+    def plot(self, path, label="unseen"):
+        """Write a picture, AR against the budget k, in a format that matplotlib knows, e.g. PNG."""
+        from oln_d2.evaluation.plot import plot_results
+
+        plot_results(path, {label: self})
+
+    def __str__(self):
+        rows = []
+        for v, group in enumerate(GROUPS):
+            for a, (area, suffix) in enumerate(AREA_SUFFIXES.items()):
+                metrics = self[group]
+                row = OrderedDict({"objects": f"{group}, {area}" if a else group})
+                row["number"] = int(self.counts[v, a].sum())
+                row.update({f"AR@{k}": metrics[f"AR{suffix}@{k}"] for k in self.ks})
+                row["AUC"] = metrics["AUC"] if a == 0 else None
+                row["AP"] = metrics[f"AP{suffix}"]
+                rows.append({k: percent(x) if isinstance(x, float) else x for k, x in row.items()})
+        per_image = self._detections_per_image()
+        lines = [
+            f"Protocol {self.protocol}: {PROTOCOL_TEXT[self.protocol]}.",
+            f"{len(self.given)} images, {self.given.sum()} detections, per image {per_image['min']} to "
+            f"{per_image['max']}, {per_image['mean']:.1f} on average"
+            + (f", of which {self.freed.mean():.1f} cost no budget." if self.freed.any() else ".")
+            + f" {self.iou_type.capitalize()} IoU, values in percent.",
+            tabulate(rows, headers="keys", stralign="right", disable_numparse=True),
+        ]
+        return "\n".join(lines + [f"Warning: {text}" for text in self.warnings])
+
+    def _detections_per_image(self):
+        return {
+            "min": int(self.given.min()),
+            "mean": float(self.given.mean()),
+            "max": int(self.given.max()),
+        }
+
+    def _group_metrics(self, group, precision):
         metrics = {
             f"AR{suffix}@{k}": self.ar(k, group, area)
             for area, suffix in AREA_SUFFIXES.items()
             for k in self.ks
         }
-        recalls = [0] + [self.ar(k, group) for k in AUC_KS[1:]]
-        metrics["AUC"] = auc(recalls) if self.counts[GROUPS.index(group), 0].any() else math.nan
-        precision = self.precision[GROUPS.index(group)]
+        metrics["AUC"] = auc([self.ar(k, group) for k in AUC_KS])
         metrics["AP"] = float(precision[0].mean())
-        for iou in (0.5, 0.75):
-            at = np.flatnonzero(np.isclose(self.iou_thresholds, iou))
-            if len(at):
-                metrics[f"AP{iou * 100:.0f}"] = float(precision[0, at[0]])
+        for iou in (50, 75):
+            for at in np.flatnonzero(np.isclose(self.iou_thresholds, iou / 100)):
+                metrics[f"AP{iou}"] = float(precision[0, at])
         for a, suffix in enumerate(AREA_SUFFIXES.values()):
             metrics[f"AP{suffix}"] = float(precision[a].mean())
         return metrics
 
+    def _warnings(self):
+        warnings = []
+        most = self.given.max()
+        cut = min(most, self.max_dets)
+        # A file that was cut off holds the same number of detections for many images.
+        full = self.given >= cut
+        left = (np.minimum(self.given, self.max_dets) - self.freed)[full]
+        short = [k for k in self.ks if k > left.min()] if len(left) else []
+        if cut and short and full.sum() > max(1, 0.05 * len(full)):
+            by = f"the {self.max_dets} that are looked at" if most > cut else f"{cut}, the most that any has"
+            names = ", ".join(f"AR@{k}" for k in short)
+            warnings.append(
+                f"{full.sum()} of {len(full)} images have {by}, so more may have been cut off; of these "
+                f"detections {left.min()} to {left.max()} are left in the budget, and {names} would be "
+                "higher with more. Keep more detections, or report smaller k only."
+            )
+        if self.tied > MANY_TIES:
+            warnings.append(
+                f"{100 * self.tied:.0f} % of the detections have the score of another one of their image: "
+                "rounded scores? Their order in the file decides then. Write scores in full."
+            )
+        return warnings
+
 
 def auc(recalls):
-    """Trapezoid of average recalls at the budgets `AUC_KS`, over ln k / ln 1000."""
-    return float(np.trapezoid(recalls, np.log(AUC_KS) / math.log(AUC_KS[-1])))
+    """Area under average recalls at the budgets `AUC_KS`, over ln k / ln 1000; the first is taken as 0."""
+    x = np.log(AUC_KS) / math.log(AUC_KS[-1])
+    y = np.append(0 * recalls[-1], recalls[1:])  # NaN where there is nothing to be found
+    return float(np.sum(np.diff(x) * (y[1:] + y[:-1])) / 2)
+
+
+def percent(value):
+    """Text of a metric in [0, 1]."""
+    return "not defined" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def write_report(path, results):
+    """
+    Args:
+        path (str): where the JSON goes, `{"results": [...]}`; there is either all of it or nothing.
+        results (list[dict]): from :meth:`OpenWorldResult.to_dict`, perhaps with more keys.
+    """
+    text = json.dumps({"results": _null_for_nan(results)}, indent=2, allow_nan=False)
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as f:
+        f.write(text + "\n")
+    os.replace(temporary, path)
+
+
+def _null_for_nan(value):
+    if isinstance(value, dict):
+        return {key: _null_for_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_null_for_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
