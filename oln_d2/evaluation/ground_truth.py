@@ -97,16 +97,18 @@ class GroundTruth:
         image_ids = np.asarray(image_ids)
         if image_ids.size and image_ids.dtype.kind not in "iu":
             raise InputError(f"image ids have to be integers, not {image_ids.dtype}")
-        index = np.searchsorted(self.image_ids, image_ids)
-        index = np.minimum(index, len(self.image_ids) - 1).astype(np.int64)
-        unknown = np.flatnonzero(self.image_ids[index] != image_ids)
+        # One look-up for each run of the same id: detections mostly come image by image.
+        begins = np.flatnonzero(image_ids[1:] != image_ids[:-1]) + 1
+        begins = np.append(0, begins) if len(image_ids) else begins
+        ids = image_ids[begins]
+        index = np.minimum(np.searchsorted(self.image_ids, ids), len(self.image_ids) - 1)
+        unknown = np.flatnonzero(self.image_ids[index] != ids)
         if len(unknown):
-            first = unknown[0]
             raise InputError(
-                f"entry {first}: image_id {image_ids[first]} is not in {self.source}; "
+                f"entry {begins[unknown[0]]}: image_id {ids[unknown[0]]} is not in {self.source}; "
                 "are the detections those of another data set?"
             )
-        return index
+        return np.repeat(index, np.diff(begins, append=len(image_ids)))
 
     @property
     def has_masks(self):

@@ -334,8 +334,10 @@ class OpenWorldRecall:
         self._batches.append(batch)
 
         # From here on detections that are in a pair, and gts, are numbered within the batch.
-        det_at = np.flatnonzero(np.bincount(position, minlength=len(area)))
-        det = np.searchsorted(det_at, position)
+        in_pair = np.zeros(len(area), bool)
+        in_pair[position] = True
+        det_at = np.flatnonzero(in_pair)
+        det = (np.cumsum(in_pair) - 1)[position]
         image_start = starts[np.searchsorted(starts, det_at, side="right") - 1]
         gt_first = np.diff(gt_id, prepend=-1) != 0
         gt = np.cumsum(gt_first) - 1
@@ -355,24 +357,27 @@ class OpenWorldRecall:
         pairs = np.flatnonzero(kept.any(0))
         pairs = pairs[np.lexsort((-gt[pairs], -iou[pairs], det[pairs]))]
         row_t, row_pair = np.nonzero(kept[:, pairs])
-        row_pair = pairs[row_pair]
-        row_gt_id = gt_id[row_pair]
-        row_gt = row_t * num_gts + gt[row_pair]
-        row_det = row_t * num_dets + det[row_pair]
+        row_gt_id = gt_id[pairs][row_pair]
+        row_gt = row_t * num_gts + gt[pairs][row_pair]
+        row_det = row_t * num_dets + det[pairs][row_pair]
+
+        crowd_pairs = np.flatnonzero(crowd)
+        crowd_pairs = crowd_pairs[
+            np.lexsort((gt[crowd_pairs], iou[crowd_pairs], det[crowd_pairs]))
+        ]
 
         for v, group in enumerate(GROUPS):
             present = self._present[v]
             # Crowds take any number of detections, so each detection has one crowd that it would take.
-            crowds = np.flatnonzero(crowd & present[gt_id])
-            crowds = crowds[np.lexsort((gt[crowds], iou[crowds], det[crowds]))]
+            crowds = crowd_pairs[present[gt_id[crowd_pairs]]]
             crowds = crowds[np.diff(det[crowds], append=-1) != 0]
             crowd_iou, crowd_gt = np.zeros(num_dets), np.full(num_dets, -1)
             crowd_iou[det[crowds]], crowd_gt[det[crowds]] = iou[crowds], gt[crowds]
-            row_crowd_iou = crowd_iou[det[row_pair]]
-            prefers_crowd = (row_crowd_iou > iou[row_pair]) | (
-                (row_crowd_iou == iou[row_pair]) & (crowd_gt[det[row_pair]] > gt[row_pair])
+            other_iou, other_gt = crowd_iou[det[pairs]], crowd_gt[det[pairs]]
+            prefers_crowd = (other_iou > iou[pairs]) | (
+                (other_iou == iou[pairs]) & (other_gt > gt[pairs])
             )
-            may_ignore = present[row_gt_id] & ~prefers_crowd
+            may_ignore = (present[gt_id[pairs]] & ~prefers_crowd)[row_pair]
             crowd_t, crowd_pair = np.nonzero(iou[crowds] >= self._least_iou[:, None])
             crowd_pair = crowds[crowd_pair]
             crowd_det = crowd_t * num_dets + det[crowd_pair]
@@ -393,11 +398,11 @@ class OpenWorldRecall:
                 removed = np.zeros(0, np.int64)
                 if group == "unseen" and self.protocol == "xclass":
                     ignored_gt = np.concatenate([row_gt_id[rest], gt_id[crowd_pair[in_crowd]]])
-                    removed = ignored[
-                        (ignored // num_dets == free_iou) & self.ground_truth.seen[ignored_gt]
-                    ]
-                    removed = np.sort(det_at[removed % num_dets])
-                    stays = ~np.isin(det_at, removed)
+                    at_free_iou = ignored // num_dets == free_iou
+                    removed = ignored[at_free_iou & self.ground_truth.seen[ignored_gt]]
+                    stays = np.ones(num_dets, bool)
+                    stays[removed % num_dets] = False
+                    removed = det_at[~stays]
                     hits = hits[stays[row_det[hits] % num_dets]]
                     ignored = ignored[stays[ignored % num_dets]]
                 hit_t, hit_det = np.divmod(row_det[hits], num_dets)
