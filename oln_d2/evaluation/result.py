@@ -16,6 +16,8 @@ PROTOCOL_TEXT = {
     "xclass": "detections of seen objects cost no budget where unseen ones are searched",
     "filtered": "only the objects searched for exist, every detection costs budget",
 }
+# Below this share, images that run out of detections are not worth a warning.
+FEW_IMAGES = 0.05
 # Above this share of equal scores within an image they must have been rounded.
 MANY_TIES = 0.05
 
@@ -123,8 +125,6 @@ class OpenWorldResult:
             values = {}
             for a, suffix in enumerate(AREA_SUFFIXES.values()):
                 counts = self.counts[v, a]
-                if not counts.any():
-                    continue
                 found = self.found[v, a][:, counts]
                 at = image[counts]
                 sums = [np.bincount(at, (found < k).mean(0), num_images) for k in ks]
@@ -187,16 +187,21 @@ class OpenWorldResult:
                 row["AUC"] = metrics["AUC"] if a == 0 else None
                 row["AP"] = metrics[f"AP{suffix}"]
                 rows.append({k: percent(x) if isinstance(x, float) else x for k, x in row.items()})
+        table = tabulate(rows, headers="keys", disable_numparse=True, colalign=["left"] + ["right"] * (len(rows[0]) - 1))
+        return f"{table}\n{self.summary()}"
+
+    def summary(self):
+        """What the numbers rest on, and warnings: text to be shown with every table."""
         per_image = self._detections_per_image()
+        freed = f", {self.freed.mean():.1f} of them cost no budget" if self.freed.any() else ""
         lines = [
-            f"Protocol {self.protocol}: {PROTOCOL_TEXT[self.protocol]}.",
-            f"{len(self.given)} images, {self.given.sum()} detections, per image {per_image['min']} to "
-            f"{per_image['max']}, {per_image['mean']:.1f} on average"
-            + (f", of which {self.freed.mean():.1f} cost no budget." if self.freed.any() else ".")
-            + f" {self.iou_type.capitalize()} IoU, values in percent.",
-            tabulate(rows, headers="keys", stralign="right", disable_numparse=True),
+            f"Percent. Protocol {self.protocol}: {PROTOCOL_TEXT[self.protocol]}. {self.iou_type.capitalize()} "
+            f"IoU, the {self.max_dets} best detections of an image.",
+            f"{len(self.given)} images, {self.given.sum()} detections: {per_image['min']} to "
+            f"{per_image['max']} an image, {per_image['mean']:.1f} on average{freed}.",
+            *(f"Warning: {text}" for text in self.warnings),
         ]
-        return "\n".join(lines + [f"Warning: {text}" for text in self.warnings])
+        return "\n".join(lines)
 
     def _detections_per_image(self):
         return {
@@ -222,19 +227,17 @@ class OpenWorldResult:
 
     def _warnings(self):
         warnings = []
-        most = self.given.max()
-        cut = min(most, self.max_dets)
         # A file that was cut off holds the same number of detections for many images.
+        cut = min(self.given.max(), self.max_dets)
         full = self.given >= cut
-        left = (np.minimum(self.given, self.max_dets) - self.freed)[full]
-        short = [k for k in self.ks if k > left.min()] if len(left) else []
-        if cut and short and full.sum() > max(1, 0.05 * len(full)):
-            by = f"the {self.max_dets} that are looked at" if most > cut else f"{cut}, the most that any has"
+        left = cut - self.freed[full]
+        short = [k for k in self.ks if np.mean(left < k) > FEW_IMAGES]
+        if cut and short and full.mean() > FEW_IMAGES:
             names = ", ".join(f"AR@{k}" for k in short)
             warnings.append(
-                f"{full.sum()} of {len(full)} images have {by}, so more may have been cut off; of these "
-                f"detections {left.min()} to {left.max()} are left in the budget, and {names} would be "
-                "higher with more. Keep more detections, or report smaller k only."
+                f"{full.sum()} of {len(full)} images have {cut} detections, where the list seems to be "
+                f"cut off, and {np.median(left):.0f} of them (median) are in the budget: with more "
+                f"detections {names} would be higher. Keep more of them, or compare smaller k only."
             )
         if self.tied > MANY_TIES:
             warnings.append(
@@ -252,8 +255,8 @@ def auc(recalls):
 
 
 def percent(value):
-    """Text of a metric in [0, 1]."""
-    return "not defined" if math.isnan(value) else f"{100 * value:.2f}"
+    """Text of a metric in [0, 1]; n/a where there is nothing to be found."""
+    return "n/a" if math.isnan(value) else f"{100 * value:.2f}"
 
 
 def write_report(path, results):

@@ -1,0 +1,118 @@
+"""
+The command line, `python -m oln_d2`. Each command is a module of the package that is imported when it is
+run, so that help comes at once and no command needs the libraries of another.
+"""
+
+import argparse
+import sys
+
+from oln_d2.errors import InputError
+
+EVALUATE_EXAMPLES = """\
+examples:
+  python -m oln_d2 evaluate instances_val2017.json results.json --split voc --plot ar.png
+  python -m oln_d2 evaluate gt.json a.json b.json --seen cat,dog --protocol both --json out.json
+
+RESULTS is in COCO's results format: a list of {"image_id", "bbox": [x, y, width, height] in pixels,
+"score"}. category_id is not looked at. Write scores in full, and more than 100 detections an image.
+
+AR@k is the share of the objects that the first k detections of each image find, averaged over the IoU
+thresholds .50 to .95. ARs, ARm, ARl: objects below 32 x 32 pixels, up to 96 x 96, above. AUC: area under
+AR@k over log k up to 1000. "unseen" are the objects of all categories that are not in the split. Protocol
+"xclass" (the OLN paper's): detections of seen objects cost no budget. "filtered": they do. Numbers of
+different protocols are not comparable.
+"""
+
+
+def main(argv=None):
+    """Run a command and return its exit code: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m oln_d2", description="Open-world object localization."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_evaluate(commands)
+    add_benchmark(commands)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except (InputError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def add_evaluate(commands):
+    parser = commands.add_parser(
+        "evaluate",
+        help="recall of unseen, seen and all objects from a results file of any detector",
+        description="Recall of unseen, seen and all objects from results files of any detector.",
+        epilog=EVALUATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("gt", metavar="GT", help="ground truth in COCO format, with `area`")
+    parser.add_argument("results", metavar="RESULTS", nargs="+", help="detections in COCO format")
+    seen = parser.add_mutually_exclusive_group(required=True)
+    seen.add_argument("--split", help="the seen categories: voc (20 of COCO's 80) or person")
+    seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
+    parser.add_argument(
+        "--protocol", choices=["xclass", "filtered", "both"], default="xclass", help="see below"
+    )
+    parser.add_argument(
+        "--iou", choices=["box", "mask"], default="box", help="what overlaps; mask: RLE in both files"
+    )
+    parser.add_argument("--k", type=_ks, metavar="K,...", help="budgets, default 1,10,20,...,1500")
+    parser.add_argument(
+        "--max-dets", type=int, metavar="N",
+        help="look at the N best detections of an image (default 1500; by the second protocol "
+        "some papers look at 100, some at 900)",
+    )  # fmt: skip
+    parser.add_argument("--json", metavar="OUT", help="write all numbers here, values in 0..1")
+    parser.add_argument("--plot", metavar="OUT", help="write a picture of AR@k here, e.g. ar.png")
+    parser.add_argument(
+        "--per-category", action="store_true", help="also the recall of each unseen category"
+    )
+    parser.add_argument(
+        "--bootstrap", type=int, metavar="N", help="also 95 %% confidence intervals from N draws of images"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of these draws, default 0")
+
+    def run(args):
+        from oln_d2.evaluation.command import evaluate
+
+        evaluate(args)
+
+    parser.set_defaults(run=run)
+
+
+def add_benchmark(commands):
+    parser = commands.add_parser("benchmark", help="measure this package on this machine")
+    what = parser.add_subparsers(metavar="WHAT", required=True)
+    parser = what.add_parser(
+        "evaluator",
+        help="the evaluator against pycocotools, on the same simulated detections",
+        description="The evaluator against pycocotools, on the same simulated detections: seconds, "
+        "memory, and whether the numbers agree.",
+    )
+    parser.add_argument("gt", metavar="GT", help="ground truth in COCO format, with `area`")
+    parser.add_argument("--split", default="voc", help="the seen categories, a split's name or names")
+    parser.add_argument("--images", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--dets", type=int, default=1500, metavar="N", help="detections an image")
+    parser.add_argument(
+        "--reference-images", type=int, default=100, metavar="N",
+        help="pycocotools runs on N of the images, its time is scaled to all (default 100)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the simulated detections")
+
+    def run(args):
+        from oln_d2.evaluation.benchmark import benchmark
+
+        benchmark(args.gt, args.split, args.images, args.dets, args.reference_images, args.seed)
+
+    parser.set_defaults(run=run)
+
+
+def _ks(text):
+    try:
+        return sorted({int(k) for k in text.split(",")})
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 10,100") from None

@@ -1,0 +1,43 @@
+"""Picture of average recall against the budget."""
+
+import os
+
+import numpy as np
+
+from oln_d2.errors import InputError
+
+
+def plot_results(path, results, group="unseen"):
+    """
+    Write a picture: AR against k on a logarithmic axis, one curve for each result.
+
+    Args:
+        path (str): its ending tells the format, e.g. PNG or SVG.
+        results (dict[str, OpenWorldResult]): by label.
+        group (str): "unseen", "seen" or "all".
+
+    Raises:
+        InputError: the format is not known, or the file cannot be written.
+    """
+    # Not pyplot: no window system, no global state.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.add_subplot(
+        xscale="log", xlabel="detections an image, k", ylabel=f"AR@k of {group} objects in percent"
+    )
+    for label, result in results.items():
+        ks = np.unique(np.geomspace(1, result.max_dets, 60).round().astype(int))
+        recalls = [100 * result.ar(k, group) for k in ks]
+        auc = result[group]["AUC"]
+        axes.plot(ks, recalls, label=f"{label}, AUC {100 * auc:.1f}")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+    name, ending = os.path.splitext(path)
+    temporary = f"{name}.tmp{ending}"
+    try:
+        figure.savefig(temporary, dpi=150)
+        os.replace(temporary, path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be written ({error})") from None
