@@ -4,6 +4,7 @@ Both runtimes use these functions; nothing here imports Detectron2.
 
 Shape shorthand in this module:
 
+    N: number of images in the minibatch
     R: number of boxes, anchors or RoIs
     G: number of ground-truth boxes of an image
 
@@ -162,6 +163,47 @@ def quality_loss(logits, targets):
         Tensor: scalar, the sum over R; 0 with a gradient path if R is 0.
     """
     return (logits.float().sigmoid() - targets).abs().sum()
+
+
+def rpn_losses(anchors, logits, ltrb, labels, gt_boxes, target="centerness", negatives=True):
+    """
+    The two losses of the first stage, before their weights.
+
+    Args:
+        anchors (Tensor): shape (R, 4).
+        logits (Tensor): shape (N, R), of the score of each anchor.
+        ltrb (Tensor): shape (N, R, 4), predicted distances.
+        labels (Tensor): shape (2, N, R), of the sample for the boxes (0) and of that for the score (1):
+            1 positive, 0 negative, -1 not in the sample.
+        gt_boxes (Tensor): shape (2, N, R, 4), the assigned object's box; looked at where the label is 1.
+        target (str): what the score learns, "centerness" or "iou".
+        negatives (bool): whether the negatives of its sample teach the score, with target 0.
+
+    Returns:
+        (Tensor, Tensor, Tensor): scalars, the loss of the score and that of the boxes; and the targets of
+        the score, shape (N, R), 0 where its sample has no positive.
+    """
+    box_labels, score_labels = labels
+    box_gt, score_gt = gt_boxes
+
+    # Both losses are divided by the size of the box sample. An image whose sample lacks positives
+    # (or negatives) counts as if it had one: the authors' normaliser, 257 for an image without gt.
+    num_pos = (box_labels == 1).sum(dim=1)
+    num_neg = (box_labels == 0).sum(dim=1)
+    normalizer = (num_pos.clamp(min=1) + num_neg.clamp(min=1)).sum()
+
+    image, anchor = (box_labels == 1).nonzero(as_tuple=True)
+    # In float32: half precision moves sides by pixels.
+    pred_boxes = decode_ltrb(anchors[anchor], ltrb[image, anchor].float())
+    loss_boxes = iou_loss(pred_boxes, box_gt[image, anchor]) / normalizer
+
+    positive = score_labels == 1
+    image, anchor = positive.nonzero(as_tuple=True)
+    targets = torch.zeros_like(logits, dtype=torch.float32)
+    targets[image, anchor] = box_quality(target, anchors[anchor], score_gt[image, anchor])
+    sample = score_labels >= 0 if negatives else positive
+    loss_score = quality_loss(logits[sample], targets[sample]) / normalizer
+    return loss_score, loss_boxes, targets
 
 
 def fuse_scores(*qualities):

@@ -21,11 +21,9 @@ from oln_d2.errors import InputError
 from oln_d2.localization import (
     QUALITIES,
     assign_anchors,
-    box_quality,
     decode_ltrb,
     encode_ltrb,
-    iou_loss,
-    quality_loss,
+    rpn_losses,
 )
 
 """
@@ -212,42 +210,33 @@ class OLNRPN(RPN):
         anchors = Boxes.cat(anchors).tensor
         logits = cat(pred_objectness_logits, dim=1)
         deltas = cat(pred_anchor_deltas, dim=1)
-        box_labels, objectness_labels = torch.stack(gt_labels, dim=1)
-        box_gt, objectness_gt = torch.stack(gt_boxes, dim=1)
-
-        # Both losses are divided by the size of the box sample. An image whose sample lacks positives
-        # (or negatives) counts as if it had one: the authors' normaliser, 257 for an image without gt.
-        num_pos = (box_labels == 1).sum(dim=1)
-        num_neg = (box_labels == 0).sum(dim=1)
-        normalizer = (num_pos.clamp(min=1) + num_neg.clamp(min=1)).sum()
-
-        image, anchor = (box_labels == 1).nonzero(as_tuple=True)
-        pred_boxes = self.box2box_transform.apply_deltas(deltas[image, anchor], anchors[anchor])
-        loss_loc = iou_loss(pred_boxes, box_gt[image, anchor])
-
-        positive = objectness_labels == 1
-        image, anchor = positive.nonzero(as_tuple=True)
-        targets = torch.zeros_like(logits, dtype=torch.float32)
-        targets[image, anchor] = box_quality(
-            self.objectness_target, anchors[anchor], objectness_gt[image, anchor]
+        loss_obj, loss_loc, targets = rpn_losses(
+            anchors,
+            logits,
+            deltas,
+            torch.stack(gt_labels, dim=1),
+            torch.stack(gt_boxes, dim=1),
+            self.objectness_target,
+            self.objectness_negatives,
         )
-        sample = objectness_labels >= 0 if self.objectness_negatives else positive
-        loss_obj = quality_loss(logits[sample], targets[sample])
 
         storage = get_event_storage()
         num_images = len(gt_labels)
-        storage.put_scalar("rpn/num_pos_anchors", num_pos.sum().item() / num_images)
-        storage.put_scalar("rpn/num_neg_anchors", num_neg.sum().item() / num_images)
-        storage.put_scalar("rpn/num_objectness_pos_anchors", len(image) / num_images)
-        if len(image) > 0:
+        box_labels, objectness_labels = torch.stack(gt_labels, dim=1)
+        positive = objectness_labels == 1
+        num_positive = positive.sum().item()
+        storage.put_scalar("rpn/num_pos_anchors", (box_labels == 1).sum().item() / num_images)
+        storage.put_scalar("rpn/num_neg_anchors", (box_labels == 0).sum().item() / num_images)
+        storage.put_scalar("rpn/num_objectness_pos_anchors", num_positive / num_images)
+        if num_positive > 0:
             name = self.objectness_target
             predicted = logits.detach()[positive].float().sigmoid()
             storage.put_scalar(f"rpn/{name}_target", targets[positive].mean().item())
             storage.put_scalar(f"rpn/{name}_pred", predicted.mean().item())
 
         return {
-            "loss_rpn_obj": loss_obj / normalizer * self.loss_weight["loss_rpn_obj"],
-            "loss_rpn_loc": loss_loc / normalizer * self.loss_weight["loss_rpn_loc"],
+            "loss_rpn_obj": loss_obj * self.loss_weight["loss_rpn_obj"],
+            "loss_rpn_loc": loss_loc * self.loss_weight["loss_rpn_loc"],
         }
 
     def forward(self, images, features, gt_instances=None):
