@@ -19,8 +19,11 @@ def setup(args):
 
     cfg = get_cfg()
     add_oln_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    try:
+        cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(args.opts)
+    except (OSError, KeyError, ValueError, AssertionError) as error:
+        raise InputError(f"--config-file {args.config_file} {' '.join(args.opts)}: {error}") from None
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, name="oln_d2")
@@ -52,6 +55,7 @@ if __name__ == "__main__":
     except ImportError as error:
         sys.exit(str(error))
     from detectron2.engine import default_argument_parser, launch
+    from torch.multiprocessing import ProcessRaisedException
 
     args = default_argument_parser(epilog=__doc__).parse_args()
     try:
@@ -65,3 +69,9 @@ if __name__ == "__main__":
         )
     except InputError as error:
         sys.exit(f"train_net.py: {error}")
+    except ProcessRaisedException as error:
+        # The traceback of one of several processes, as text.
+        _, is_input_error, message = str(error).rpartition("InputError: ")
+        if not is_input_error:
+            raise
+        sys.exit(f"train_net.py: {message.strip()}")

@@ -4,15 +4,17 @@ import json
 import logging
 import os
 
-import numpy as np
-
 from oln_d2.errors import InputError, require_detectron2
 
 require_detectron2("oln_d2.training")
 
 import detectron2.utils.comm as comm  # noqa: E402
 from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
-from detectron2.data import MetadataCatalog  # noqa: E402
+from detectron2.data import (  # noqa: E402
+    MetadataCatalog,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.engine import DefaultTrainer, hooks  # noqa: E402
 from detectron2.evaluation import COCOEvaluator  # noqa: E402
 
@@ -73,15 +75,16 @@ class StrictCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint):
         incompatible = super()._load_model(checkpoint)
-        problems = [f"{key} is missing" for key in incompatible.missing_keys]
-        problems += [
+        shapes = {key: (found, expected) for key, found, expected in incompatible.incorrect_shapes}
+        problems = [
             f"{key} has shape {list(found)} instead of {list(expected)}"
-            for key, found, expected in incompatible.incorrect_shapes
+            for key, (found, expected) in shapes.items()
         ]
+        problems += [f"{key} is missing" for key in incompatible.missing_keys if key not in shapes]
         if problems:
             raise InputError(
-                f"{self._path}: the checkpoint of another model: {problems[0]}, and {len(problems) - 1} "
-                "more such differences. Use the config file that it was trained with"
+                f"{self._path}: the checkpoint of another model: {problems[0]} ({len(problems)} such "
+                "differences in all). Use the config file that it was trained with"
             )
         return incompatible
 
@@ -122,11 +125,27 @@ class Trainer(DefaultTrainer):
             ret.insert(-1, BestCheckpointer(cfg.TEST.EVAL_PERIOD, self.checkpointer, metric))
         return ret
 
-    def train(self):
-        num_images = len(self.data_loader.dataset.dataset)
-        images = self.cfg.SOLVER.IMS_PER_BATCH * self.max_iter
-        logger.info(
-            f"{num_images} training images, {self.cfg.SOLVER.IMS_PER_BATCH} a batch: "
-            f"{self.max_iter} iterations are {images / num_images:.2f} epochs"
+    def resume_or_load(self, resume=True):
+        """
+        See :class:`DefaultTrainer`.
+
+        Raises:
+            InputError: the checkpoint to resume from is that of another model.
+        """
+        if resume and self.checkpointer.has_checkpoint():
+            StrictCheckpointer(self._trainer.model).load(self.checkpointer.get_checkpoint_file())
+        super().resume_or_load(resume)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        dataset = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
         )
-        return super().train()
+        epochs = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / len(dataset)
+        logger.info(
+            f"{len(dataset)} training images, {cfg.SOLVER.IMS_PER_BATCH} a batch: "
+            f"{cfg.SOLVER.MAX_ITER} iterations are {epochs:.2f} epochs"
+        )
+        return build_detection_train_loader(cfg, dataset=dataset)

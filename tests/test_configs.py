@@ -25,3 +25,141 @@ def load_config(recipe):
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
     return cfg
+
+
+def one_image(height=256, width=320):
+    """A training input of one image with one object."""
+    import torch
+    from detectron2.structures import Boxes, Instances
+
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor([[40.0, 50.0, 170.0, 190.0]]))
+    instances.gt_classes = torch.tensor([0])
+    return {"image": torch.randint(0, 256, (3, height, width)).float(), "instances": instances}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_builds_trains_and_proposes(recipe):
+    """A recipe with a misspelt key, or a model that cannot take a step, would reach users."""
+    import torch
+    from detectron2.modeling import build_model
+    from detectron2.utils.events import EventStorage
+
+    cfg = load_config(recipe)
+    model = build_model(cfg)
+    inputs = one_image()
+    with EventStorage():
+        losses = model([inputs])
+    assert losses and all(name.startswith("loss_") for name in losses)
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+    model.eval()
+    with torch.no_grad():
+        (output,) = model([{"image": inputs["image"], "height": 128, "width": 160}])
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+        assert len(output["proposals"]) <= 1500
+    else:
+        assert output["instances"].image_size == (128, 160)
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if "oln" in r and "R_50" in r])
+def test_no_image_of_the_batch_has_objects(recipe):
+    """Without losses and gradients for every parameter, training on many GPUs would hang."""
+    from detectron2.modeling import build_model
+    from detectron2.utils.events import EventStorage
+
+    model = build_model(load_config(recipe))
+    batch = [one_image(200, 240), one_image(180, 250)]
+    for inputs in batch:
+        inputs["instances"] = inputs["instances"][:0]
+    with EventStorage():
+        losses = model(batch)
+    sum(losses.values()).backward()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained.values())
+    assert losses["loss_rpn_obj"] > 0 and losses["loss_rpn_loc"] == 0  # negatives still teach
+
+
+def test_autocast():
+    """Under AMP, losses must stay finite and boxes keep float32 accuracy."""
+    import torch
+    from detectron2.modeling import build_model
+    from detectron2.utils.events import EventStorage
+
+    torch.manual_seed(0)
+    model = build_model(load_config("cpu/oln_box_R_18_FPN_GN.yaml"))
+    inputs = one_image()
+    with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model([inputs])
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        (output,) = model([{"image": inputs["image"]}])
+    assert output["instances"].pred_boxes.tensor.dtype == torch.float32
+    assert output["instances"].scores.dtype == torch.float32
+
+
+def test_default_predictor():
+    """Detectron2's users propose on one image with `DefaultPredictor(cfg)(image)`."""
+    import numpy as np
+    from detectron2.engine import DefaultPredictor
+
+    image = np.random.RandomState(0).randint(0, 256, (90, 120, 3), dtype=np.uint8)
+    instances = DefaultPredictor(load_config("cpu/oln_box_R_18_FPN_GN.yaml"))(image)["instances"]
+    assert instances.image_size == (90, 120)
+    proposals = DefaultPredictor(load_config("cpu/oln_rpn_R_18_FPN_GN.yaml"))(image)["proposals"]
+    assert proposals.image_size == (90, 120)
+
+
+def test_batch_does_not_change_detections():
+    """A user must get the same boxes for an image alone and in a batch with larger ones."""
+    import torch
+    from detectron2.modeling import build_model
+
+    torch.manual_seed(0)
+    model = build_model(load_config("cpu/oln_box_R_18_FPN_GN.yaml")).eval()
+    torch.nn.init.constant_(model.proposal_generator.rpn_head.anchor_deltas.bias, 0.5)
+    inputs = [{"image": one_image(192, 256)["image"]}, {"image": one_image(192, 256)["image"]}]
+    with torch.no_grad():
+        together = [output["instances"] for output in model(inputs)]
+        alone = [model([x])[0]["instances"] for x in inputs]
+    for a, b in zip(together, alone):
+        assert len(a) == len(b) > 100
+        torch.testing.assert_close(a.scores, b.scores, rtol=1e-4, atol=1e-5)
+
+
+def test_published_schedule():
+    """The R-50 recipe must be 8 epochs of about 95,280 images with steps after 6 and 7."""
+    cfg = load_config("oln_box_R_50_FPN.yaml")
+    epoch = 95280 / cfg.SOLVER.IMS_PER_BATCH
+    assert [round(x / epoch, 3) for x in (*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER)] == [6, 7, 8]
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY) == (0.02, 0.9, 1e-4)
+    assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((800,), 1333)
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 1500 and cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST == 0.7
+
+
+def test_references_differ_from_oln_only_in_the_method():
+    """A comparison with other data, schedule, image size or box count would not be one."""
+    oln = load_config("oln_box_R_50_FPN.yaml")
+    for recipe in RECIPES:
+        if "faster_rcnn" in recipe and "R_50" in recipe:
+            reference = load_config(recipe)
+            for section in ("DATASETS", "SOLVER", "INPUT", "TEST"):
+                assert reference[section] == oln[section]
+            assert reference.MODEL.BACKBONE == oln.MODEL.BACKBONE
+            assert reference.MODEL.ROI_HEADS.NMS_THRESH_TEST == oln.MODEL.ROI_HEADS.NMS_THRESH_TEST
+
+
+def test_detectron2_keys_are_left_alone():
+    """`add_oln_config` in another project must not change that project's defaults."""
+    from detectron2.config import get_cfg
+
+    from oln_d2 import add_oln_config
+
+    cfg, stock = get_cfg(), get_cfg()
+    add_oln_config(cfg)
+    del cfg.MODEL["OLN"], cfg.TEST["OPEN_WORLD_PROTOCOLS"]
+    assert cfg == stock

@@ -1,0 +1,223 @@
+"""`train_net.py` as its users run it: as a process, on a small data set."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import NEEDS_DETECTRON2, ROOT, make_coco
+
+RECIPE = "configs/cpu/oln_box_R_18_FPN_GN.yaml"
+SMALL = (
+    "INPUT.MIN_SIZE_TRAIN (96,) INPUT.MIN_SIZE_TEST 96 SOLVER.IMS_PER_BATCH 2 SOLVER.STEPS (1,) "
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN 50 MODEL.RPN.PRE_NMS_TOPK_TEST 50 MODEL.FPN.OUT_CHANNELS 32 "
+    "MODEL.ROI_BOX_HEAD.FC_DIM 32 SOLVER.MAX_ITER 4 TEST.EVAL_PERIOD 2 SOLVER.CHECKPOINT_PERIOD 2"
+).split()
+
+
+def command(output, settings, options, recipe):
+    line = [sys.executable, "-W", "ignore", "train_net.py", "--config-file", recipe, *options, *SMALL]
+    return [str(word) for word in [*line, "OUTPUT_DIR", output, *settings]]
+
+
+def environment(data):
+    return {**os.environ, "DETECTRON2_DATASETS": str(data), "OMP_NUM_THREADS": "1"}
+
+
+def run(data, output, *settings, options=(), recipe=RECIPE):
+    """The exit code of the finished process and all that it printed."""
+    process = subprocess.run(
+        command(output, settings, options, recipe),
+        cwd=ROOT, env=environment(data), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    return process.returncode, process.stdout
+
+
+def metrics(output):
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_coco(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """The output folder and log of a finished run."""
+    output = tmp_path_factory.mktemp("trained")
+    code, log = run(data, output)
+    assert code == 0, log
+    return output, log
+
+
+@NEEDS_DETECTRON2
+def test_training(trained):
+    """Losses, scalars, metrics, checkpoints and the table that the README promises."""
+    output, log = trained
+    lines = metrics(output)
+    names = set().union(*lines)
+    for name in ("loss_rpn_obj", "loss_rpn_loc", "loss_box_reg", "loss_box_score", "rpn/proposal_recall"):
+        assert name in names
+    for name in ("rpn/centerness_target", "rpn/centerness_pred", "roi_head/iou_target"):
+        assert name in names
+    assert {line["iteration"] for line in lines if "box_unseen/AR@100" in line} == {1, 4}
+    for group in ("unseen", "seen", "all"):
+        assert {f"box_{group}/AR@10", f"box_{group}_filtered/AUC", f"box_{group}/ARs@100"} <= names
+    assert "5 training images, 2 a batch: 4 iterations are 1.60 epochs" in log
+    assert "AR@100" in log.replace(" ", "") and "unseen" in log
+    for file in ("model_final.pth", "model_best.pth", "log.txt"):
+        assert (output / file).is_file()
+    assert list(output.glob("events.out.tfevents*"))
+    results = json.loads(
+        (output / "inference/coco_2017_voc_val/coco_instances_results.json").read_text()
+    )
+    assert {result["image_id"] for result in results} <= {1, 2, 3, 4, 5}
+
+
+@NEEDS_DETECTRON2
+def test_killed_run_resumes(data, tmp_path):
+    """A run that is killed must go on from its last checkpoint, not start again."""
+    output = tmp_path / "killed"
+    endless = ["SOLVER.MAX_ITER", "100000", "TEST.EVAL_PERIOD", "0"]
+    process = subprocess.Popen(
+        command(output, endless, (), RECIPE), cwd=ROOT, env=environment(data),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while not (output / "last_checkpoint").is_file():
+            assert process.poll() is None
+            time.sleep(0.1)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    last = int((output / "last_checkpoint").read_text()[len("model_") : -len(".pth")])
+    code, log = run(data, output, "SOLVER.MAX_ITER", last + 3, options=["--resume"])
+    assert code == 0, log
+    assert f"Starting training from iteration {last + 1}" in log
+    assert (output / "model_final.pth").is_file()
+
+
+@NEEDS_DETECTRON2
+def test_resumed_run_keeps_the_best_checkpoint(data, trained, tmp_path):
+    """A resumed run must not overwrite the best checkpoint with a worse one."""
+    output = tmp_path / "resumed"
+    output.mkdir()
+    for name in ("model_0000001.pth", "model_best.pth"):
+        (output / name).write_bytes((trained[0] / name).read_bytes())
+    (output / "last_checkpoint").write_text("model_0000001.pth")
+    before = (output / "model_best.pth").read_bytes()
+    record = {"metric": "box_unseen/AR@100", "value": 99.0, "iteration": 1}
+    (output / "model_best.json").write_text(json.dumps(record))
+    code, log = run(data, output, options=["--resume"])
+    assert code == 0, log
+    assert "not better than best score 99.0" in log
+    assert (output / "model_best.pth").read_bytes() == before
+
+
+@NEEDS_DETECTRON2
+def test_evaluation_does_not_depend_on_the_number_of_processes(data, trained, tmp_path):
+    """Two processes must find exactly what one finds, in the order of metrics to the last bit."""
+    checkpoint = torch.load(trained[0] / "model_final.pth")
+    # Boxes near the anchors, so that there is something to find.
+    checkpoint["model"]["proposal_generator.rpn_head.anchor_deltas.bias"].fill_(0.5)
+    weights = tmp_path / "weights.pth"
+    torch.save({"model": checkpoint["model"]}, weights)
+    reports = []
+    for processes in (1, 2):
+        output = tmp_path / str(processes)
+        options = ["--eval-only", "--num-gpus", processes]
+        code, log = run(data, output, "MODEL.WEIGHTS", weights, options=options)
+        assert code == 0, log
+        reports.append((output / "inference/coco_2017_voc_val/open_world_results.json").read_text())
+    assert reports[0] == reports[1]
+    assert json.loads(reports[0])["results"][0]["unseen"]["AR@100"] > 0
+
+
+@NEEDS_DETECTRON2
+def test_expected_results_are_verified(data, trained, tmp_path):
+    """TEST.EXPECTED_RESULTS must make the process fail when a result is off."""
+    settings = ["MODEL.WEIGHTS", trained[0] / "model_final.pth", "TEST.EXPECTED_RESULTS"]
+    for value, succeeds in ((50.0, True), (500.0, False)):
+        expected = f"[['box_unseen','AR@100',{value},50.0]]"
+        code, log = run(data, tmp_path, *settings, expected, options=["--eval-only"])
+        assert (code == 0) == succeeds, log
+
+
+@NEEDS_DETECTRON2
+@pytest.mark.parametrize("recipe", ["oln_rpn", "faster_rcnn_1_anchor"])
+def test_other_detectors_evaluate_the_same_way(data, tmp_path, recipe):
+    """OLN-RPN's proposals and Faster R-CNN's detections must go through the same evaluation."""
+    file = f"configs/cpu/{recipe}_R_18_FPN_GN.yaml"
+    code, log = run(data, tmp_path, "SOLVER.MAX_ITER", 2, recipe=file)
+    assert code == 0, log
+    assert (tmp_path / "inference/coco_2017_voc_val/open_world_results.json").is_file()
+    assert any("box_unseen/AR@100" in line for line in metrics(tmp_path))
+
+
+@NEEDS_DETECTRON2
+def test_bad_input_is_one_sentence(data, trained, tmp_path):
+    """Wrong files and settings must be named, without a traceback."""
+    weights = ["MODEL.WEIGHTS", trained[0] / "model_final.pth"]
+    other = tmp_path / "other.pth"
+    torch.save({"model": {"fc.weight": torch.zeros(2, 2)}}, other)
+    shape = ["MODEL.ROI_BOX_HEAD.FC_DIM", "64"]
+    evaluate = ["--eval-only"]
+    cases = [
+        (data, evaluate, [], "MODEL.WEIGHTS is empty"),
+        (data, evaluate, ["MODEL.WEIGHTS", tmp_path / "gone.pth"], "gone.pth: no such file"),
+        (data, evaluate, ["MODEL.WEIGHTS", other], "other.pth: the checkpoint of another model"),
+        (data, evaluate, [*weights, *shape], "fc1.weight has shape"),
+        (data, [], ["MODEL.OLN.OBJECTNES_TARGET", "iou"], "OBJECTNES_TARGET"),
+        (data, [], ["MODEL.OLN.OBJECTNESS_TARGET", "giou"], "MODEL.OLN.OBJECTNESS_TARGET is 'giou'"),
+        (tmp_path / "empty", [], [], "instances_train2017.json: no such file"),
+        (tmp_path / "empty", ["--num-gpus", 2], [], "instances_train2017.json: no such file"),
+    ]
+    for folder, options, settings, message in cases:
+        code, log = run(folder, tmp_path / "out", *settings, options=options)
+        assert code == 1, log
+        last = log.strip().splitlines()[-1]
+        assert last.startswith("train_net.py: ") and message in last, log
+        assert "Traceback" not in log
+
+
+def test_without_detectron2():
+    """The error must say how to install it; all that does not need it must import."""
+    program = (
+        "import sys, runpy; sys.modules['detectron2'] = None\n"
+        "import oln_d2, oln_d2.localization, oln_d2.data.splits, oln_d2.data.coco, oln_d2.convert\n"
+        "for name in ('add_oln_config', 'OLNRPN', 'register_open_world_coco', 'OpenWorldEvaluator'):\n"
+        "    try:\n"
+        "        value = getattr(oln_d2, name)\n"
+        "        value(None)\n"
+        "    except ImportError as error:\n"
+        "        assert 'pip install' in str(error) and 'detectron2.git' in str(error), error\n"
+        "    else:\n"
+        "        raise AssertionError(name)\n"
+        "sys.argv = ['train_net.py', '--config-file', 'x']\n"
+        "runpy.run_path('train_net.py', run_name='__main__')\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True
+    )
+    assert process.returncode == 1
+    assert "pip install 'git+https://github.com/facebookresearch/detectron2.git'" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@NEEDS_DETECTRON2
+def test_import_registers():
+    """`import oln_d2` is all that another Detectron2 project has to add."""
+    program = (
+        "import oln_d2, oln_d2.modeling\n"
+        "from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY\n"
+        "from detectron2.data import DatasetCatalog\n"
+        "assert 'OLNRPN' in PROPOSAL_GENERATOR_REGISTRY and 'OLNROIHeads' in ROI_HEADS_REGISTRY\n"
+        "assert 'coco_2017_voc_train' in DatasetCatalog.list()\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, check=True)
