@@ -3,7 +3,7 @@
 import os
 import re
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import msgspec
 import numpy as np
@@ -26,8 +26,13 @@ class _Entry(msgspec.Struct, gc=False):
     score: float
 
 
+class _Mask(TypedDict):
+    size: tuple[int, int]
+    counts: str
+
+
 class _MaskEntry(_Entry, gc=False):
-    segmentation: dict
+    segmentation: _Mask
 
 
 class Detections(NamedTuple):

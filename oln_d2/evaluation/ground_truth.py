@@ -51,9 +51,8 @@ class GroundTruth:
 
         images = sorted(content["images"], key=lambda image: image["id"])
         self.image_ids = np.array([image["id"] for image in images], np.int64)
-        self.image_sizes = np.array(
-            [[image.get(side) or np.nan for side in ("height", "width")] for image in images], float
-        )
+        sides = [[image.get(side) or np.nan for side in ("height", "width")] for image in images]
+        self.image_sizes = np.array(sides, float)
         annotations = content["annotations"]
         for index, annotation in enumerate(annotations):
             area = annotation.get("area")

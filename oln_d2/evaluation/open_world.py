@@ -130,6 +130,13 @@ class OpenWorldRecall:
             items = masks
             if masks is None or len(masks) != len(scores):
                 raise InputError(f"expected {len(scores)} masks, one for each score")
+            sizes = np.array([mask["size"] for mask in masks]).reshape(-1, 2)
+            other = np.flatnonzero((sizes != gt.image_sizes[image]).any(1))
+            if len(other):
+                raise InputError(
+                    f"entry {other[0]}: mask of size {sizes[other[0]].tolist()} on an image of "
+                    f"{gt.image_sizes[image[other[0]]].astype(int).tolist()} (height, width)"
+                )
         else:
             items = _array(boxes)
             if items.size == 0:
@@ -279,13 +286,6 @@ class OpenWorldRecall:
         from pycocotools import mask as mask_utils
 
         gt = slice(self.ground_truth.starts[image], self.ground_truth.starts[image + 1])
-        size = self.ground_truth.image_sizes[image]
-        for mask in masks:
-            if list(mask["size"]) != size.tolist():
-                raise InputError(
-                    f"image {self.ground_truth.image_ids[image]}: a mask has size {mask['size']}, "
-                    f"the image has {size.astype(int).tolist()} (height, width)"
-                )
         area = mask_utils.area(masks).astype(float)
         if gt.start == gt.stop:
             return np.zeros((0, len(masks))), area

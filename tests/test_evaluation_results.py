@@ -1,0 +1,113 @@
+"""Results files: what is read is what was written, and bad files are refused by name and entry."""
+
+import json
+
+import numpy as np
+import pytest
+
+from oln_d2.errors import InputError
+from oln_d2.evaluation import GroundTruth, coco_results, read_results, write_results
+
+CONTENT = {
+    "images": [{"id": 3, "width": 640, "height": 480}, {"id": 8, "width": 480, "height": 640}],
+    "categories": [{"id": 1, "name": "c1"}],
+    "annotations": [],
+}
+ENTRY = {"image_id": 3, "category_id": 77, "bbox": [1, 2.5, 3, 4], "score": 0.123456789012345678}
+
+
+@pytest.fixture
+def gt():
+    return GroundTruth(CONTENT, [], "gt.json")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "results.json")
+
+
+def write(path, text):
+    with open(path, "w") as f:
+        f.write(text if isinstance(text, str) else json.dumps(text))
+    return path
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("piece", [700, 2000, 2**23])
+def test_any_layout_in_pieces(gt, path, indent, piece, monkeypatch):
+    """Entries would be lost or cut where a large file is divided, or only one layout could be read."""
+    monkeypatch.setattr(coco_results, "PIECE", piece)
+    rng = np.random.default_rng(0)
+    entries = [
+        {
+            "caption": 'a "}, {" in a text',
+            "image_id": int(rng.choice([3, 8])),
+            "parts": [{"a": 1}, {"b": [{}, {}]}],
+            "bbox": (rng.random(4) * 300).tolist(),
+            "score": rng.random(),
+            "segmentation": {"size": [480, 640], "counts": "abc\\]}0"},
+        }
+        for _ in range(40)
+    ]
+    detections = read_results(write(path, json.dumps(entries, indent=indent)), gt, masks=True)
+    assert detections.image_ids.tolist() == [e["image_id"] for e in entries]
+    assert detections.boxes.tolist() == [e["bbox"] for e in entries]
+    assert detections.scores.tolist() == [e["score"] for e in entries]
+    assert [m["counts"] for m in detections.masks] == [e["segmentation"]["counts"] for e in entries]
+
+
+def test_written_numbers_come_back(gt, path):
+    """Scoring a model's results file would give other numbers than scoring the model."""
+    rng = np.random.default_rng(1)
+    boxes, scores = rng.random((50, 4)) * 200, rng.random(50)
+    masks = [{"size": [640, 480], "counts": b"0\\]"}] * 50
+    write_results(path, [(3, boxes[:0], scores[:0], None), (8, boxes, scores, masks)])
+    detections = read_results(path, gt, masks=True)
+    np.testing.assert_array_equal(detections.boxes, boxes)
+    np.testing.assert_array_equal(detections.scores, scores)
+    assert set(detections.image_ids) == {8}
+    assert detections.masks[0] == {"size": (640, 480), "counts": "0\\]"}
+    write_results(path, [])
+    assert len(read_results(path, gt).scores) == 0
+
+
+@pytest.mark.parametrize("piece", [60, 2**23])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "is empty"),
+        ("{}", "does not hold a list"),
+        (json.dumps([ENTRY] * 5)[:-30], "entry 4: not complete"),
+        (json.dumps([ENTRY] * 5)[:-1], "entry 4: not complete"),
+        (json.dumps([ENTRY] * 5) + "]", "entry 4: not complete, valid"),
+        ("[1]", "entry 0: Expected 'object', got 'int'"),
+        ([ENTRY, ENTRY, {**ENTRY, "score": float("nan")}], "entry 2: NaN is not a finite number"),
+        ([ENTRY, {**ENTRY, "bbox": [0, 0, float("inf"), 1]}], "entry 1: Infinity is not"),
+        ([ENTRY, ENTRY, {**ENTRY, "score": "high"}], "entry 2: score: Expected 'float', got 'str'"),
+        ([ENTRY, ENTRY, {**ENTRY, "bbox": [1, 2, 3]}], "entry 2: bbox: .*length 4"),
+        ([ENTRY, {"image_id": 3, "bbox": [1, 2, 3, 4]}], "entry 1: .*missing required field 'score'"),
+        ([ENTRY, {**ENTRY, "image_id": "3"}], "entry 1: image_id: Expected 'int', got 'str'"),
+        ([ENTRY, ENTRY, {**ENTRY, "image_id": 4}], "entry 2: image_id 4 is not in gt.json"),
+        ([{**ENTRY, "bbox": [100, 100, 600, 400 + i]} for i in range(20)], "entry 0: .*corners"),
+        ([{**ENTRY, "bbox": [0.1, 0.2, 0.3, 0.4]}] * 20, "entry 0: .*fractions"),
+    ],
+)
+def test_bad_file(gt, path, text, message, piece, monkeypatch):
+    """A broken file would give numbers, or an error that does not tell where to look."""
+    monkeypatch.setattr(coco_results, "PIECE", piece)
+    with pytest.raises(InputError, match=f"results.json: {message}"):
+        read_results(write(path, text), gt)
+
+
+def test_missing_file(gt, path):
+    """A mistyped path would end in a traceback."""
+    with pytest.raises(InputError, match="results.json: cannot be read .No such file"):
+        read_results(path, gt)
+
+
+def test_boxes_beyond_the_image_are_no_error(gt, path):
+    """Detectors that do not clip their boxes would be refused as if their boxes were corners."""
+    rng = np.random.default_rng(2)
+    boxes = np.hstack([rng.uniform(300, 600, (50, 2)), rng.uniform(100, 500, (50, 2))])
+    entries = [{**ENTRY, "bbox": box} for box in boxes.tolist()]
+    assert len(read_results(write(path, entries), gt).scores) == 50
