@@ -25,7 +25,7 @@ def evaluate(args):
     for path in filter(None, (args.json, args.plot)):
         if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
             raise InputError(f"{path}: its folder does not exist")
-    max_dets = args.max_dets or max(1500, *(args.k or [0]))
+    max_dets = max(1500, *(args.k or [0])) if args.max_dets is None else args.max_dets
     ks = args.k or [k for k in DEFAULT_KS if k <= max_dets]
     gt = GroundTruth.load(args.gt, args.split or args.seen)
     protocols = PROTOCOLS if args.protocol == "both" else (args.protocol,)

@@ -1,0 +1,213 @@
+"""`python -m oln_d2 evaluate` and `benchmark evaluator`, as users run them."""
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from oln_d2.cli import main
+
+CASE = json.loads((Path(__file__).parent / "data/evaluator/rand_small.json").read_text())
+SEEN = "c1,c2,c3"
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Ground truth and results of a public case in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    dump("gt.json", CASE["gt"])
+    dump("results.json", CASE["dt"])
+    return tmp_path
+
+
+def dump(path, content):
+    Path(path).write_text(json.dumps(content))
+
+
+def python(*args):
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run(
+        [sys.executable, *args], capture_output=True, text=True, timeout=120, env=env
+    )
+
+
+def command(*args):
+    return python("-m", "oln_d2", *args)
+
+
+def test_newcomer(files):
+    """The one command of the README would not give the published numbers, a table and a picture."""
+    done = command(
+        "evaluate", "gt.json", "results.json", "--seen", SEEN, "--json", "out.json", "--plot", "ar.png"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Protocol xclass" in done.stdout and "6 images, 240 detections" in done.stdout
+    assert done.stdout.splitlines()[2].split()[:2] == ["unseen", "11"]
+    assert f"{100 * CASE['expected']['AR@100']:.2f}" in done.stdout.splitlines()[2]
+    (entry,) = json.loads(Path("out.json").read_text())["results"]
+    assert (entry["file"], entry["protocol"]) == ("results.json", "xclass")
+    for name, value in CASE["expected"].items():
+        if name in entry["unseen"]:
+            assert entry["unseen"][name] == pytest.approx(value, abs=1e-12)
+    assert entry["unseen"]["ARs@100"] == pytest.approx(CASE["expected"]["AR_s@100"], abs=1e-12)
+    assert {"seen", "all"} <= set(entry)
+    assert Path("ar.png").read_bytes()[:4] == b"\x89PNG"
+    assert done.stderr == ""  # no progress bar where nobody watches
+
+
+def test_comparison(files, capsys):
+    """Several files, protocols and extras would not be told apart, or undefined values be numbers."""
+    dump("other.json", CASE["dt"][::2])
+    gt = copy.deepcopy(CASE["gt"])
+    gt["annotations"] = [a for a in gt["annotations"] if a["category_id"] > 3]
+    dump("gt.json", gt)
+    Path("seen.txt").write_text("c1\nc2\n c3 \n")
+    status = main(
+        "evaluate gt.json results.json other.json --seen seen.txt --protocol both --k 100,10 --json out.json "
+        "--plot ar.svg --per-category --bootstrap 20 --seed 1".split()
+    )
+    out = capsys.readouterr().out
+    assert status == 0
+    results = json.loads(Path("out.json").read_text())["results"]
+    assert [(r["file"], r["protocol"]) for r in results] == [
+        (file, protocol) for file in ("results.json", "other.json") for protocol in ("xclass", "filtered")
+    ]
+    for r in results:
+        assert [name for name in r["unseen"] if name.startswith("AR@")] == ["AR@10", "AR@100"]
+        assert r["seen"]["AR@10"] is None and r["bootstrap"]["seen"]["AR@10"] == [None, None]
+        low, high = r["bootstrap"]["unseen"]["AR@10"]
+        assert low < r["unseen"]["AR@10"] < high
+        assert set(r["per_category"]) <= {"c4", "c5", "c6"}
+        assert f"{r['file']}, {r['protocol']}" in out
+    assert "n/a" in out and "95 % confidence" in out and "c4" in out
+    assert Path("ar.svg").read_text().startswith("<?xml")
+
+
+def change_gt(**changes):
+    return {**copy.deepcopy(CASE["gt"]), **changes}
+
+
+def change_annotation(**changes):
+    gt = copy.deepcopy(CASE["gt"])
+    gt["annotations"][4].update(changes)
+    return gt
+
+
+def change_entry(**changes):
+    entries = copy.deepcopy(CASE["dt"])
+    entries[7].update(changes)
+    return entries
+
+
+NO_AREA = copy.deepcopy(CASE["gt"])
+del NO_AREA["annotations"][4]["area"]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("gt.json", None, "gt.json: no such file"),
+        ("gt.json", json.dumps(CASE["gt"])[:-99], "gt.json: not complete"),
+        ("gt.json", change_gt(categories=[]), "gt.json: field 'categories' is empty"),
+        ("gt.json", CASE["dt"], "gt.json: holds a JSON list"),
+        ("gt.json", NO_AREA, "gt.json: annotations[4]: area None"),
+        ("gt.json", change_annotation(bbox=[1, 2, math.nan, 4]), "gt.json: annotations[4]: bbox"),
+        ("gt.json", change_annotation(image_id=99), "gt.json: annotations[4]: image_id 99"),
+        ("results.json", None, "results.json: cannot be read (No such file"),
+        ("results.json", json.dumps(CASE["dt"])[:-99], "results.json: entry 239: not complete"),
+        ("results.json", CASE["gt"], "results.json: does not hold a list"),
+        ("results.json", change_entry(image_id=99), "results.json: entry 7: image_id 99 is not in gt.json"),
+        ("results.json", change_entry(score=math.nan), "results.json: entry 7: NaN"),
+        ("results.json", change_entry(bbox=[0, 0, math.inf, 1]), "results.json: entry 7: Infinity"),
+        ("results.json", change_entry(bbox=[5, 5, -2, 1]), "results.json: entry 7: box [5.0, 5.0, -2.0"),
+        ("results.json", change_entry(bbox=[5, 5, 2]), "results.json: entry 7: bbox"),
+        (
+            "results.json",
+            [{**e, "bbox": [300 + i, 200, 500 + i % 99, 400]} for i, e in enumerate(CASE["dt"][:99])],
+            "results.json: entry 0: bbox [300.0, 200.0, 500.0, 400.0] reaches beyond its image",
+        ),
+    ],
+)
+def test_bad_files(files, capsys, name, content, message):
+    """Bad input would give numbers or a traceback, or leave half a result behind."""
+    if content is None:
+        Path(name).unlink()
+    elif isinstance(content, str):
+        Path(name).write_text(content)
+    else:
+        dump(name, content)
+    status = main(f"evaluate gt.json results.json --seen {SEEN} --json out.json --plot ar.png".split())
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.err.startswith(f"error: {message}") and captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert not {p.name for p in files.iterdir()} - {"gt.json", "results.json"}
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ("--seen c1,dog", "gt.json: field 'categories' has no category named 'dog'"),
+        ("--split voc", "gt.json: field 'categories' has no category named 'airplane'"),
+        ("--seen none.txt", "none.txt: no such file"),
+        (f"--seen {SEEN} --k 0,10", "k has to be between 1"),
+        (f"--seen {SEEN} --k 10 --max-dets 5", "k has to be between 1"),
+        (f"--seen {SEEN} --max-dets 0", "k has to be between 1"),
+        (f"--seen {SEEN} --bootstrap 0", "--bootstrap 0"),
+        (f"--seen {SEEN} --iou mask", "results.json: entry 0: Object missing required field"),
+        (f"--seen {SEEN} --plot ar.nonsense", "ar.nonsense: cannot be written"),
+        (f"--seen {SEEN} --json nowhere/out.json", "nowhere/out.json: its folder does not exist"),
+    ],
+)
+def test_bad_arguments(files, capsys, args, message):
+    """A mistake in the command would be found after the work, or not at all."""
+    assert main(f"evaluate gt.json results.json {args}".split()) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {message}") and captured.err.count("\n") == 1
+    assert {p.name for p in files.iterdir()} == {"gt.json", "results.json"}
+
+
+def test_exit_code(files):
+    """A script would go on after a failed evaluation."""
+    done = command("evaluate", "gt.json", "none.json", "--seen", SEEN)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: none.json: cannot be read (No such file or directory)\n"
+    assert command("evaluate", "gt.json", "results.json").returncode == 2
+
+
+def test_help_and_commands_without_detectron2(files):
+    """Help would take seconds, or scoring a file need an installation of Detectron2."""
+    done = command("evaluate", "--help")
+    assert done.returncode == 0 and "examples:" in done.stdout and "--per-category" in done.stdout
+    code = (
+        "import sys; sys.modules['detectron2'] = None\n"
+        "from oln_d2.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'numpy', 'torch', 'matplotlib'} & set(sys.modules)\n"
+        f"status = main(['evaluate', 'gt.json', 'results.json', '--seen', '{SEEN}'])\n"
+        "assert 'torch' not in sys.modules\n"
+        "import oln_d2.evaluation\n"
+        "try: oln_d2.evaluation.OpenWorldEvaluator\n"
+        "except ImportError as error: assert 'git+https' in str(error)\n"
+        "else: status = 1\n"
+        "sys.exit(status)\n"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_benchmark(files):
+    """The published speed could not be measured again, or would be that of other numbers."""
+    done = command(
+        *"benchmark evaluator gt.json --split c1,c2,c3 --dets 40 --reference-images 3".split()
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("pycocotools", "faster"))]
+    assert len(rows) >= 2
+    assert all(float(row.split()[-1]) < 1e-12 for row in rows)
