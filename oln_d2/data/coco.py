@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 from oln_d2.errors import InputError
+
+# Images thinner than this do not train, as in the authors' code.
+MIN_IMAGE_SIDE = 32
 
 
 def read_json(path):
@@ -97,3 +101,67 @@ def _check_annotation(path, index, annotation, image_ids, category_ids):
         raise InputError(
             f"{where}: bbox {box!r} is not four finite numbers x, y, width >= 0, height >= 0"
         )
+
+
+def check_images(json_file, image_root, images):
+    """
+    Check all images at once before work starts, by one listing a folder: quick on network file systems
+    too.
+
+    Args:
+        json_file (str): named in errors.
+        image_root (str): the folder that the `file_name`s start from.
+        images (list[dict]): COCO images.
+
+    Raises:
+        InputError: an image without `file_name`, `height` or `width`, or whose file is not there.
+    """
+    if not os.path.isdir(image_root):
+        raise InputError(f"{image_root}: no such folder; the images of {json_file} are expected there")
+    listings = {}
+    for index, image in enumerate(images):
+        for field, kind in (("file_name", str), ("height", int), ("width", int)):
+            if not isinstance(image.get(field), kind):
+                raise InputError(f"{json_file}: images[{index}] has no '{field}'")
+        folder, name = os.path.split(os.path.join(image_root, image["file_name"]))
+        if folder not in listings:
+            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in listings[folder]:
+            raise InputError(
+                f"{os.path.join(folder, name)}: no such image, though {json_file} lists it as "
+                f"images[{index}]; fetch it or remove the entry"
+            )
+
+
+def select_for_training(records, seen_ids, json_file):
+    """
+    What a model may see in training: annotations of seen categories that are no crowds, and only images
+    of at least `MIN_IMAGE_SIDE` pixels a side that hold one.
+
+    Args:
+        records (list[dict]): images, each with `height`, `width` and `annotations`, those of COCO.
+        seen_ids (list[int]): ids of the seen categories.
+        json_file (str): named in errors.
+
+    Returns:
+        list[dict]: the remaining records, each with the remaining annotations.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    seen_ids, selected = set(seen_ids), []
+    for record in records:
+        annotations = [
+            annotation
+            for annotation in record["annotations"]
+            if annotation["category_id"] in seen_ids and not annotation.get("iscrowd", 0)
+        ]
+        if annotations and min(record["height"], record["width"]) >= MIN_IMAGE_SIDE:
+            selected.append({**record, "annotations": annotations})
+    if not selected:
+        raise InputError(
+            f"{json_file}: no image of {MIN_IMAGE_SIDE} px or more a side holds an annotation, no crowd, "
+            "of the seen categories; there is nothing to train on. Choose other seen categories or another "
+            "file"
+        )
+    return selected

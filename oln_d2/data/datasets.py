@@ -2,7 +2,7 @@
 
 import os
 
-from oln_d2.data.coco import load_coco
+from oln_d2.data.coco import check_images, load_coco, select_for_training
 from oln_d2.data.splits import SPLITS, seen_names, split_category_ids
 from oln_d2.errors import InputError, require_detectron2
 
@@ -10,9 +10,6 @@ require_detectron2("oln_d2.data.datasets")
 
 from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 from detectron2.data.datasets import load_coco_json  # noqa: E402
-
-# Images thinner than this do not train, as in the authors' code.
-MIN_IMAGE_SIDE = 32
 
 
 def load_open_world_coco(json_file, image_root, seen, training):
@@ -34,52 +31,16 @@ def load_open_world_coco(json_file, image_root, seen, training):
     """
     content = load_coco(json_file)
     seen_ids, _ = split_category_ids(content["categories"], seen, json_file)
-    _check_images(json_file, image_root, content["images"])
+    check_images(json_file, image_root, content["images"])
     del content  # Detectron2 reads the file again; not twice in memory
 
     records = load_coco_json(json_file, image_root)
     if training:
-        seen_ids = set(seen_ids)
-        for record in records:
-            record["annotations"] = [
-                annotation
-                for annotation in record["annotations"]
-                if annotation["category_id"] in seen_ids and not annotation.get("iscrowd", 0)
-            ]
-        records = [
-            record
-            for record in records
-            if record["annotations"] and min(record["height"], record["width"]) >= MIN_IMAGE_SIDE
-        ]
-        if not records:
-            raise InputError(
-                f"{json_file}: no image of {MIN_IMAGE_SIDE} px or more a side holds an annotation, no "
-                f"crowd, of the seen categories {', '.join(seen_names(seen))}; there is nothing to "
-                "train on. Choose other seen categories or another file"
-            )
+        records = select_for_training(records, seen_ids, json_file)
     for record in records:
         for annotation in record["annotations"]:
             annotation["category_id"] = 0
     return records
-
-
-def _check_images(json_file, image_root, images):
-    """All at once before work starts, by one listing a folder: quick on network file systems too."""
-    if not os.path.isdir(image_root):
-        raise InputError(f"{image_root}: no such folder; the images of {json_file} are expected there")
-    listings = {}
-    for index, image in enumerate(images):
-        for field, kind in (("file_name", str), ("height", int), ("width", int)):
-            if not isinstance(image.get(field), kind):
-                raise InputError(f"{json_file}: images[{index}] has no '{field}'")
-        folder, name = os.path.split(os.path.join(image_root, image["file_name"]))
-        if folder not in listings:
-            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if name not in listings[folder]:
-            raise InputError(
-                f"{os.path.join(folder, name)}: no such image, though {json_file} lists it as "
-                f"images[{index}]; fetch it or remove the entry"
-            )
 
 
 def register_open_world_coco(name, json_file, image_root, seen, training=False):
