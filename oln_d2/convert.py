@@ -1,4 +1,7 @@
-"""Checkpoints of the authors' code (mmdet names) as state dicts of our models. Needs no Detectron2."""
+"""
+Names of parameters: those of the authors' code (mmdet) and of the standalone runtime (torchvision) in
+Detectron2's, the ones that checkpoints have. Needs no Detectron2.
+"""
 
 import re
 
@@ -7,7 +10,7 @@ import torch
 from oln_d2.errors import InputError
 
 # Applied in order, each wherever it matches.
-_RENAMES = [
+_OF_PUBLIC = [
     (r"^neck\.lateral_convs\.(\d)\.conv\.", lambda m: f"backbone.fpn_lateral{int(m[1]) + 2}."),
     (r"^neck\.fpn_convs\.(\d)\.conv\.", lambda m: f"backbone.fpn_output{int(m[1]) + 2}."),
     (r"^backbone\.conv1\.", "backbone.bottom_up.stem.conv1."),
@@ -23,8 +26,42 @@ _RENAMES = [
     (r"^roi_head\.bbox_head\.fc_reg\.", "roi_heads.box_predictor.bbox_pred."),
     (r"^roi_head\.bbox_head\.fc_bbox_score\.", "roi_heads.box_predictor.box_score."),
 ]
+_OF_TORCHVISION = [
+    (r"^backbone\.fpn\.inner_blocks\.(\d)\.", lambda m: f"backbone.fpn_lateral{int(m[1]) + 2}."),
+    (r"^backbone\.fpn\.layer_blocks\.(\d)\.", lambda m: f"backbone.fpn_output{int(m[1]) + 2}."),
+    (r"^(backbone\.fpn_\w+\.)0\.", r"\1"),
+    (r"^(backbone\.fpn_\w+\.)1\.", r"\1norm."),
+    (r"^backbone\.body\.conv1\.", "backbone.bottom_up.stem.conv1."),
+    (r"^backbone\.body\.bn1\.", "backbone.bottom_up.stem.conv1.norm."),
+    (r"^backbone\.body\.layer(\d)\.", lambda m: f"backbone.bottom_up.res{int(m[1]) + 1}."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+    (r"^rpn\.head\.conv\.0\.0\.", "proposal_generator.rpn_head.conv."),
+    (r"^rpn\.head\.cls_logits\.", "proposal_generator.rpn_head.objectness_logits."),
+    (r"^rpn\.head\.bbox_pred\.", "proposal_generator.rpn_head.anchor_deltas."),
+    (r"^roi_heads\.box_head\.fc6\.", "roi_heads.box_head.fc1."),
+    (r"^roi_heads\.box_head\.fc7\.", "roi_heads.box_head.fc2."),
+]
 _UNUSED = re.compile(r"(rpn_head\.rpn_cls|bbox_head\.fc_cls)\.|\.num_batches_tracked$")
 _LTRB_OF_TBLR = [2, 0, 3, 1]  # their order is top, bottom, left, right
+
+
+def detectron2_name(name):
+    """
+    Args:
+        name (str): of a parameter of the standalone OLN-Box.
+
+    Returns:
+        str: of the same parameter in Detectron2's OLN-Box, and so in any checkpoint.
+    """
+    return _rename(name, _OF_TORCHVISION)
+
+
+def _rename(name, renames):
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def convert_public_state_dict(state_dict):
@@ -45,9 +82,7 @@ def convert_public_state_dict(state_dict):
         if _UNUSED.search(name):
             unused.append(name)
             continue
-        new_name = name
-        for pattern, replacement in _RENAMES:
-            new_name = re.sub(pattern, replacement, new_name)
+        new_name = _rename(name, _OF_PUBLIC)
         if not new_name.startswith(("backbone.bottom_up.", "backbone.fpn_", "proposal_gen", "roi_heads.")):
             raise InputError(f"{name} is no parameter of the authors' OLN-Box")
         if ".anchor_deltas." in new_name:

@@ -1,0 +1,16 @@
+"""OLN on torch and torchvision alone: detectors, checkpoints of either runtime, and plain training."""
+
+from oln_d2.standalone.checkpoint import load_checkpoint, load_detector, save_checkpoint
+from oln_d2.standalone.detector import OLNBox, build_detector, oln_box_resnet18_fpn, oln_box_resnet50_fpn
+from oln_d2.standalone.train import train
+
+__all__ = [
+    "OLNBox",
+    "build_detector",
+    "load_checkpoint",
+    "load_detector",
+    "oln_box_resnet18_fpn",
+    "oln_box_resnet50_fpn",
+    "save_checkpoint",
+    "train",
+]

@@ -1,0 +1,129 @@
+"""
+Checkpoints that both runtimes read. On disk parameters have Detectron2's names, whichever runtime wrote
+them; what else is in the file is of no concern to the other one.
+"""
+
+import os
+import pickle
+
+import torch
+
+from oln_d2.convert import detectron2_name
+from oln_d2.errors import InputError
+from oln_d2.standalone.detector import build_detector
+
+# Of other versions of Detectron2 or of other norms; no parameters.
+IGNORED = ("pixel_mean", "pixel_std", "num_batches_tracked")
+
+
+def read_checkpoint(path):
+    """
+    Read a file without executing code that may be in it.
+
+    Args:
+        path (str): a checkpoint of Detectron2 or of this runtime, or a bare state dict, as
+            `torch.save` writes them.
+
+    Returns:
+        dict: its content, with the parameters under "model".
+
+    Raises:
+        InputError: no such file, not a checkpoint, or one that holds more than tensors and plain values.
+    """
+    try:
+        content = torch.load(os.path.expanduser(path), map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give a checkpoint, e.g. output/model_final.pth") from None
+    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path}: cannot be loaded as tensors and plain values alone ({reason}); pickled code is not "
+            "executed. Where you trust the file, load it yourself and torch.save its state dict"
+        ) from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}, not a checkpoint (a dict of tensors)")
+    if not isinstance(content.get("model"), dict):
+        content = {"model": content}
+    if not any(isinstance(value, torch.Tensor) for value in content["model"].values()):
+        raise InputError(f"{path}: holds no tensors; give a checkpoint that Detectron2 or `train` wrote")
+    return content
+
+
+def load_checkpoint(model, path):
+    """
+    Load the weights of an OLN-Box that either runtime has trained.
+
+    Args:
+        model (OLNBox): changed in place.
+        path (str): the file, see :func:`read_checkpoint`. A Detectron2 checkpoint does not tell its
+            settings without parameters (anchor sizes, image size, numbers of proposals, NMS): build the
+            model with those of its config file.
+
+    Raises:
+        InputError: see :func:`read_checkpoint`; or the checkpoint of another model. Nothing is loaded.
+    """
+    _load_parameters(model, read_checkpoint(path)["model"], path)
+
+
+def _load_parameters(model, parameters, path):
+    own = model.state_dict()
+    names = {name: detectron2_name(name) for name in own}
+    problems = []
+    for name, tensor in own.items():
+        found = parameters.get(names[name])
+        if found is None:
+            problems.append(f"{names[name]} is missing")
+        elif found.shape != tensor.shape:
+            problems.append(
+                f"{names[name]} has shape {list(found.shape)} instead of {list(tensor.shape)}"
+            )
+    known = set(names.values())
+    problems += [
+        f"{name} is not in this model"
+        for name in parameters
+        if name not in known and not name.endswith(IGNORED)
+    ]
+    if problems:
+        more = f", and {len(problems) - 1} more such differences" if len(problems) > 1 else ""
+        raise InputError(
+            f"{path}: the checkpoint of another model: {problems[0]}{more}. Build the model with the depth, "
+            "norm, FPN channels and head of the training"
+        )
+    model.load_state_dict({name: parameters[names[name]] for name in own})
+
+
+def load_detector(path):
+    """
+    Args:
+        path (str): a checkpoint that :func:`save_checkpoint` or `python -m oln_d2 train` wrote.
+
+    Returns:
+        nn.Module: the detector it holds, in inference mode.
+
+    Raises:
+        InputError: see :func:`load_checkpoint`; or the file does not tell how to build its model.
+    """
+    content = read_checkpoint(path)
+    if "config" not in content:
+        raise InputError(
+            f"{path}: does not tell how its model is built; if Detectron2 trained it, build the model "
+            "yourself, e.g. oln_box_resnet50_fpn(checkpoint=...)"
+        )
+    model = build_detector(**content["config"])
+    _load_parameters(model, content["model"], path)
+    return model.eval()
+
+
+def save_checkpoint(model, path, **more):
+    """
+    Write a checkpoint for both runtimes; all of it or nothing.
+
+    Args:
+        model (nn.Module): of :func:`build_detector`.
+        path (str): Detectron2 takes it as MODEL.WEIGHTS.
+        more: plain values and tensors to write beside the parameters.
+    """
+    parameters = {detectron2_name(name): tensor for name, tensor in model.state_dict().items()}
+    temporary = f"{path}.tmp"
+    torch.save({"model": parameters, "config": model.config, **more}, temporary)
+    os.replace(temporary, path)

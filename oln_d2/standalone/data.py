@@ -1,0 +1,132 @@
+"""Images and boxes in COCO's format, for training and evaluation."""
+
+import os
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset, Sampler
+from torchvision.transforms.functional import hflip, to_tensor
+
+from oln_d2.data.coco import check_images, load_coco, select_for_training
+from oln_d2.data.splits import split_category_ids
+from oln_d2.errors import InputError
+
+
+def read_image(path):
+    """
+    Args:
+        path (str): an image file in any format that Pillow reads.
+
+    Returns:
+        Tensor: (3, H, W), float, RGB, in [0, 1], upright.
+
+    Raises:
+        InputError: the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({error}); fetch it again") from None
+
+
+class CocoImages(Dataset):
+    """
+    The images of a COCO file. An index is (int, bool): which image, and whether it is flipped.
+
+    Args:
+        json_file (str): annotations in COCO format.
+        image_root (str): the folder that the `file_name`s start from.
+        seen (str or list[str]): the seen categories, see :func:`oln_d2.data.splits.seen_names`.
+        training (bool): True for what a model may see in training: annotations of seen categories that
+            are no crowds, and only images that hold one. False: every image.
+
+    Raises:
+        InputError: see `load_coco`, `split_category_ids`, `check_images` and `select_for_training`.
+    """
+
+    def __init__(self, json_file, image_root, seen, training):
+        content = load_coco(json_file)
+        seen_ids, _ = split_category_ids(content["categories"], seen, json_file)
+        check_images(json_file, image_root, content["images"])
+        annotations = {image["id"]: [] for image in content["images"]}
+        for annotation in content["annotations"]:
+            annotations[annotation["image_id"]].append(annotation)
+        records = [{**image, "annotations": annotations[image["id"]]} for image in content["images"]]
+        if training:
+            records = select_for_training(records, seen_ids, json_file)
+        self.image_root = image_root
+        self.image_ids = [record["id"] for record in records]
+        self.file_names = [record["file_name"] for record in records]
+        # As arrays, or each worker of the loader would in time copy all of these small objects.
+        self.boxes = [
+            np.array([a["bbox"] for a in record["annotations"]], np.float32).reshape(-1, 4)
+            for record in records
+        ]
+
+    def __len__(self):
+        return len(self.file_names)
+
+    def __getitem__(self, index):
+        """
+        Returns:
+            (Tensor, dict[str, Tensor]): the image, see :func:`read_image`; and `boxes` (G, 4), XYXY,
+            clipped to the image, those without area left out, with `labels` (G,), all 1, "object".
+        """
+        index, flip = index
+        image = read_image(os.path.join(self.image_root, self.file_names[index]))
+        height, width = image.shape[-2:]
+        boxes = torch.from_numpy(self.boxes[index].copy())
+        boxes[:, 2:] += boxes[:, :2]
+        boxes[:, 0::2].clamp_(0, width)
+        boxes[:, 1::2].clamp_(0, height)
+        boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)]
+        if flip:
+            image = hflip(image)
+            boxes = torch.stack(
+                [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1
+            )
+        return image, {"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64)}
+
+
+class TrainingBatches(Sampler):
+    """
+    Yields for each iteration the indices of this process's part of the batch. Which image comes when, and
+    whether it is flipped, follows from the seed and the iteration alone, so that a resumed run sees what
+    an uninterrupted one would.
+
+    Args:
+        num_images (int)
+        batch_size (int): of all processes together.
+        iterations (range): which iterations to go through.
+        seed (int)
+        rank, world_size (int): this process, and how many there are.
+    """
+
+    def __init__(self, num_images, batch_size, iterations, seed, rank=0, world_size=1):
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.iterations = iterations
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self):
+        return len(self.iterations)
+
+    def __iter__(self):
+        own = self.batch_size // self.world_size
+        current = None
+        for iteration in self.iterations:
+            begin = iteration * self.batch_size + self.rank * own
+            batch = []
+            for position in range(begin, begin + own):
+                epoch, place = divmod(position, self.num_images)
+                if epoch != current:
+                    current = epoch
+                    generator = torch.Generator().manual_seed((self.seed << 32) + epoch)
+                    order = torch.randperm(self.num_images, generator=generator).tolist()
+                    flips = (torch.rand(self.num_images, generator=generator) < 0.5).tolist()
+                batch.append((order[place], flips[place]))
+            yield batch

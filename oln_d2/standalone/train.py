@@ -1,0 +1,263 @@
+"""Plain training on COCO-format data, on one or several processes; for more use Detectron2's trainer."""
+
+import os
+from collections import deque
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from oln_d2.errors import InputError
+from oln_d2.evaluation import GroundTruth, OpenWorldRecall, write_results
+from oln_d2.standalone.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from oln_d2.standalone.data import CocoImages, TrainingBatches
+from oln_d2.standalone.detector import build_detector
+
+MOMENTUM = 0.9
+WEIGHT_DECAY = 1e-4
+WARMUP_FACTOR = 0.001
+# The rate is divided by 10 after these parts of the run: after 6 and 7 of the paper's 8 epochs.
+STEPS = (6 / 8, 7 / 8)
+SHOWN = 20  # losses on the progress bar are averages over so many iterations
+
+
+def train(
+    train_json,
+    images,
+    split,
+    output,
+    *,
+    val_json=None,
+    val_images=None,
+    config=None,
+    weights=None,
+    weights_backbone=None,
+    epochs=8.0,
+    batch_size=16,
+    lr=None,
+    warmup=500,
+    amp=False,
+    device=None,
+    workers=2,
+    checkpoint_every=500,
+    seed=0,
+    resume=False,
+):
+    """
+    Train a detector and evaluate it. Under `torchrun` all its processes train together.
+
+    Writes to `output`: `checkpoint.pth`, from which a run is resumed; `model_final.pth`, for
+    :func:`load_detector` or Detectron2's MODEL.WEIGHTS; and, where validation data is given,
+    `coco_instances_results.json` and `open_world_results.json`.
+
+    Args:
+        train_json, images (str): annotations in COCO format, and the folder of their images.
+        split (str or list[str]): the seen categories, see :func:`oln_d2.data.splits.seen_names`.
+        output (str): a folder.
+        val_json, val_images (str, optional): data to evaluate on, with all categories.
+        config (dict, optional): arguments of :func:`build_detector`, plain values.
+        weights (str, optional): a checkpoint to start from.
+        weights_backbone (torchvision.models.WeightsEnum, optional): weights of the ResNet to start from.
+        epochs (float): how often each image is seen.
+        batch_size (int): images of an iteration, of all processes together.
+        lr (float, optional): default 0.02 for 16 images, in proportion to the batch size.
+        warmup (int): iterations in which the rate rises linearly.
+        amp (bool): half precision, on a GPU.
+        device (str, optional): default "cuda" if there is one, else "cpu".
+        workers (int): processes that load images, for each training process.
+        checkpoint_every (int): iterations.
+        seed (int): of weights, order, flips, scales and samples. On a CPU the same seed gives the same
+            model, resumed or not.
+        resume (bool): go on from `checkpoint.pth` if there is one.
+
+    Returns:
+        OpenWorldResult: of the evaluation; None without, and on all processes but the first.
+
+    Raises:
+        InputError: arguments or files that cannot be used, before training starts.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and world_size > 1:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if amp and device.type != "cuda":
+        raise InputError(f"amp needs a GPU, but the device is {device}; leave it out")
+    if batch_size < 1 or batch_size % world_size:
+        raise InputError(f"batch_size {batch_size} cannot be shared by {world_size} processes")
+    if (val_json is None) != (val_images is None):
+        raise InputError("val_json and val_images go together; give both or neither")
+
+    path = os.path.join(output, "checkpoint.pth")
+    if os.path.exists(path) and not resume:
+        raise InputError(f"{path}: exists; resume the run (--resume) or choose another output folder")
+    dataset = CocoImages(train_json, images, split, training=True)
+    # Read now, so that mistakes in it show before the training.
+    val_dataset = CocoImages(val_json, val_images, split, training=False) if val_json else None
+    ground_truth = GroundTruth.load(val_json, split) if val_json else None
+    iterations = max(round(epochs * len(dataset) / batch_size), 1)
+    lr = 0.02 * batch_size / 16 if lr is None else lr
+
+    torch.manual_seed(seed)
+    model = build_detector(**(config or {}), weights_backbone=weights_backbone)
+    if weights is not None:
+        load_checkpoint(model, weights)
+    model = model.to(device).train()
+    optimizer = torch.optim.SGD(_parameter_groups(model), lr=lr, momentum=MOMENTUM)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp)
+    # What a resumed run has to share with the run that it continues, to become the same.
+    settings = {
+        "config": model.config, "images": len(dataset), "epochs": epochs, "batch_size": batch_size,
+        "lr": lr, "warmup": warmup, "amp": amp, "seed": seed,
+    }  # fmt: skip
+    start = 0
+    if os.path.exists(path):
+        start = _restore(path, settings, model, optimizer, scaler)
+
+    if world_size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        if rank == 0:
+            os.makedirs(output, exist_ok=True)
+            print(f"{len(dataset)} images, {iterations} iterations of {batch_size}, on {device}", flush=True)
+        sampler = TrainingBatches(
+            len(dataset), batch_size, range(start, iterations), seed, rank, world_size
+        )
+        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=_collate)
+        wrapped = model if world_size == 1 else nn.parallel.DistributedDataParallel(model)
+        recent = deque(maxlen=SHOWN)
+        bar = tqdm(loader, initial=start, total=iterations, disable=rank > 0, mininterval=1, unit="it")
+        for iteration, (batch, targets) in enumerate(bar, start):
+            # Samples and scales follow from the iteration, not from what was drawn before a resume.
+            torch.manual_seed(((seed * world_size + rank) << 32) + iteration)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * _lr_factor(iteration, iterations, warmup)
+            batch = [image.to(device) for image in batch]
+            targets = [{key: value.to(device) for key, value in t.items()} for t in targets]
+            with torch.autocast(device.type, torch.float16, enabled=amp):
+                losses = wrapped(batch, targets)
+            loss = sum(losses.values())
+            if not loss.isfinite():
+                raise FloatingPointError(
+                    f"the loss is {loss.item()} at iteration {iteration}: training has diverged; lower the "
+                    "learning rate or lengthen the warm-up"
+                )
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            recent.append({name: value.item() for name, value in losses.items()})
+            bar.set_postfix({n: f"{np.mean([x[n] for x in recent]):.3f}" for n in losses}, refresh=False)
+            done = iteration + 1
+            if rank == 0 and (done % checkpoint_every == 0 or done == iterations):
+                state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+                save_checkpoint(model, path, iteration=done, settings=settings, **state)
+        if rank == 0:
+            save_checkpoint(model, os.path.join(output, "model_final.pth"))
+        if val_dataset is None:
+            return None
+        return evaluate(model, val_dataset, ground_truth, output, workers)
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()
+
+
+def evaluate(model, dataset, ground_truth, output=None, workers=0):
+    """
+    Args:
+        model (nn.Module): the detector.
+        dataset (CocoImages): all images of `ground_truth`; several processes share them.
+        ground_truth (GroundTruth)
+        output (str, optional): folder for the detections and the metrics.
+        workers (int): processes that load images.
+
+    Returns:
+        OpenWorldResult: by the protocol "xclass"; None on all processes but the first.
+    """
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    own = range(rank, len(dataset), world_size)
+    detections = {}
+    for index, output_i in zip(
+        tqdm(own, desc="evaluation", disable=rank > 0, mininterval=1), detect(model, dataset, own, workers)
+    ):
+        detections[dataset.image_ids[index]] = output_i
+    if world_size > 1:
+        gathered = [None] * world_size if rank == 0 else None
+        dist.gather_object(detections, gathered)
+        if rank > 0:
+            return None
+        detections = {image: d for part in gathered for image, d in part.items()}
+    recall = OpenWorldRecall(ground_truth)
+    for image, (boxes, scores) in detections.items():
+        recall.update(image, boxes, scores, box_format="xywh")
+    result = recall.result()
+    if output:
+        write_results(
+            os.path.join(output, "coco_instances_results.json"),
+            ((image, *detections[image], None) for image in sorted(detections)),
+        )
+        result.to_json(os.path.join(output, "open_world_results.json"))
+    return result
+
+
+@torch.no_grad()
+def detect(model, dataset, indices, workers=0):
+    """
+    Yields:
+        (array, array): of each image boxes (D, 4), XYWH in pixels, and scores (D,), descending; float64.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    loader = DataLoader(
+        dataset, sampler=[(i, False) for i in indices], batch_size=None, num_workers=workers
+    )
+    for image, _ in loader:
+        (found,) = model([image.to(device)])
+        boxes = found["boxes"].double().cpu().numpy()
+        yield np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]), found["scores"].double().cpu().numpy()
+
+
+def _collate(batch):
+    return tuple(zip(*batch))
+
+
+def _parameter_groups(model):
+    """Norms do not decay, as in Detectron2."""
+    norms = {
+        parameter
+        for module in model.modules()
+        if isinstance(module, (nn.GroupNorm, nn.BatchNorm2d))
+        for parameter in module.parameters()
+    }
+    learning = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in learning if p not in norms], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in learning if p in norms], "weight_decay": 0.0},
+    ]
+
+
+def _lr_factor(iteration, iterations, warmup):
+    factor = 0.1 ** sum(iteration >= step * iterations for step in STEPS)
+    if iteration < warmup:
+        factor *= WARMUP_FACTOR + (1 - WARMUP_FACTOR) * iteration / warmup
+    return factor
+
+
+def _restore(path, settings, model, optimizer, scaler):
+    """Continue from a checkpoint; returns the next iteration."""
+    content = read_checkpoint(path)
+    if "settings" not in content:
+        raise InputError(f"{path}: is no checkpoint to resume from; give it as weights to start from")
+    for name, value in settings.items():
+        if content["settings"][name] != value:
+            raise InputError(
+                f"{path}: was trained with {name} {content['settings'][name]}, not {value}; resume with the "
+                "same settings, or choose another output folder"
+            )
+    load_checkpoint(model, path)
+    optimizer.load_state_dict(content["optimizer"])
+    scaler.load_state_dict(content["scaler"])
+    return content["iteration"]
