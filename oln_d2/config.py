@@ -31,6 +31,11 @@ def add_oln_config(cfg):
     # Factor of the objectness loss. Paper: 1. (Of the box loss: MODEL.RPN.BBOX_REG_LOSS_WEIGHT, 10.
     # MODEL.RPN.LOSS_WEIGHT multiplies both.)
     _C.MODEL.OLN.OBJECTNESS_LOSS_WEIGHT = 1.0
+    # The distances to the four sides that the head predicts at the start of training, in widths and
+    # heights of the anchor. Authors' code: 0, boxes without area; most then overlap no object and get
+    # no gradient from the IoU loss. With ImageNet weights and a long schedule that passes; short
+    # schedules from scratch need 0.5, where the first boxes are the anchors.
+    _C.MODEL.OLN.LTRB_INIT = 0.0
     # Whether proposals go through a per-level NMS at MODEL.RPN.NMS_THRESH, in training and in test.
     # The authors' code runs none. Proposals per level: MODEL.RPN.PRE_NMS_TOPK_TRAIN and _TEST (paper:
     # 2000); over all levels: POST_NMS_TOPK_TRAIN and _TEST (authors' code: no limit).

@@ -297,3 +297,17 @@ def test_training_scalars():
         for gt, p in zip(case.gt, proposals)
     ]
     assert recall > 0 and recall == pytest.approx(sum(found).item() / 14)
+
+
+def test_first_boxes():
+    """LTRB_INIT 0.5 must make the first boxes the anchors: at 0 they have no area, and hardly learn."""
+    for value in (0.0, 0.5):
+        rpn = build_rpn(LTRB_INIT=value)
+        anchors = rpn.anchor_generator([torch.zeros(1, 16, 8, 8)] * 5)
+        _, ltrb = rpn.rpn_head([torch.zeros(1, 16, 8, 8)])
+        ltrb = ltrb[0].permute(0, 2, 3, 1).flatten(0, 2)
+        boxes = rpn.box2box_transform.apply_deltas(ltrb, anchors[0].tensor)
+        if value:
+            close(boxes, anchors[0].tensor, atol=1e-4)
+        else:
+            close(boxes[:, :2], boxes[:, 2:])

@@ -16,6 +16,7 @@ from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.memory import retry_if_cuda_oom
+from torch import nn
 
 from oln_d2.errors import InputError
 from oln_d2.localization import (
@@ -62,6 +63,21 @@ class OLNRPNHead(StandardRPNHead):
     :class:`StandardRPNHead` whose hidden features are L2-normalised over the channels before the two
     predictions, as in the authors' code.
     """
+
+    @configurable
+    def __init__(self, *, ltrb_init: float = 0.0, **kwargs):
+        """
+        Args:
+            ltrb_init: the distances predicted at the start of training, in widths and heights of the
+                anchor; 0.5 makes the first boxes the anchors, 0 boxes without area.
+            kwargs: arguments of :class:`StandardRPNHead`.
+        """
+        super().__init__(**kwargs)
+        nn.init.constant_(self.anchor_deltas.bias, ltrb_init)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {"ltrb_init": cfg.MODEL.OLN.LTRB_INIT, **super().from_config(cfg, input_shape)}
 
     def forward(self, features: List[torch.Tensor]):
         """
