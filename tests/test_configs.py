@@ -163,3 +163,32 @@ def test_detectron2_keys_are_left_alone():
     add_oln_config(cfg)
     del cfg.MODEL["OLN"], cfg.TEST["OPEN_WORLD_PROTOCOLS"]
     assert cfg == stock
+
+
+@pytest.mark.parametrize("anchors", [1, 3])
+def test_other_backbones_and_anchors(anchors):
+    """Authors of other projects plug the components into backbones without a feature pyramid."""
+    import torch
+    from detectron2.modeling import build_model
+    from detectron2.utils.events import EventStorage
+
+    cfg = load_config("cpu/oln_box_R_18_FPN_GN.yaml")
+    cfg.merge_from_list(
+        ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res4"]]
+        + ["MODEL.RPN.IN_FEATURES", ["res4"], "MODEL.ROI_HEADS.IN_FEATURES", ["res4"]]
+        + ["MODEL.ANCHOR_GENERATOR.SIZES", [[64]]]
+        + ["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0, 2.0][:anchors]]]
+        + ["MODEL.ROI_HEADS.NUM_CLASSES", 80]
+    )
+    model = build_model(cfg)
+    batch = [one_image(160, 192), one_image(200, 256), one_image(180, 200)]
+    batch[0]["instances"].gt_classes[:] = 79
+    batch[1]["instances"] = batch[1]["instances"][:0]
+    with EventStorage():
+        losses = model(batch)
+    sum(losses.values()).backward()
+    assert losses["loss_box_score"] > 0
+    model.eval()
+    with torch.no_grad():
+        outputs = model([{"image": x["image"]} for x in batch])
+    assert all((output["instances"].pred_classes == 0).all() for output in outputs)
