@@ -431,6 +431,15 @@ def test_bad_detections(change, message):
         recall.update(**good)
 
 
+@pytest.mark.parametrize("mask", [None, [], {"size": [300, 300]}, [["a", 1]]])
+def test_ground_truth_without_mask(mask):
+    """Mask evaluation of a ground truth that has boxes only would end in a traceback."""
+    content, _ = one_image([[10, 10, 20, 20]])
+    content["annotations"][0]["segmentation"] = mask
+    with pytest.raises(InputError, match="annotation with id 0"):
+        GroundTruth(content, [], "gt.json").masks
+
+
 def test_mask_of_another_size():
     """Masks of a resized image would silently overlap with nothing."""
     content, _ = one_image([[10, 10, 20, 20]])

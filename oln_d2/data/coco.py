@@ -86,12 +86,13 @@ def _check_annotation(path, index, annotation, image_ids, category_ids):
     where = f"{path}: annotations[{index}]"
     if not isinstance(annotation, dict):
         raise InputError(f"{where} is not an object")
-    if annotation.get("image_id") not in image_ids:
-        raise InputError(f"{where}: image_id {annotation.get('image_id')!r} is not in 'images'")
-    if annotation.get("category_id") not in category_ids:
-        raise InputError(
-            f"{where}: category_id {annotation.get('category_id')!r} is not in 'categories'"
-        )
+    for field, ids, home in (
+        ("image_id", image_ids, "images"),
+        ("category_id", category_ids, "categories"),
+    ):
+        value = annotation.get(field)
+        if not isinstance(value, int) or value not in ids:
+            raise InputError(f"{where}: {field} {value!r} is not in '{home}'")
     box = annotation.get("bbox")
     try:
         fits = len(box) == 4 and all(map(math.isfinite, box)) and box[2] >= 0 and box[3] >= 0

@@ -122,14 +122,16 @@ class GroundTruth:
         masks = []
         for annotation, image in zip(self._annotations, self.images):
             mask = annotation.get("segmentation")
-            if not mask:
+            try:
+                if isinstance(mask, list) or isinstance(mask["counts"], list):
+                    height, width = map(int, self.image_sizes[image])
+                    mask = mask_utils.frPyObjects(mask, height, width)
+                    mask = mask_utils.merge(mask) if isinstance(mask, list) else mask
+                mask_utils.area(mask)
+            except Exception as error:  # pycocotools raises no narrower one
                 raise InputError(
-                    f"{self.source}: annotation {annotation.get('id')} has no 'segmentation'; "
-                    "without masks in the ground truth only boxes can be scored"
-                )
-            if isinstance(mask, list) or isinstance(mask["counts"], list):
-                height, width = map(int, self.image_sizes[image])
-                mask = mask_utils.frPyObjects(mask, height, width)
-                mask = mask_utils.merge(mask) if isinstance(mask, list) else mask
+                    f"{self.source}: the annotation with id {annotation.get('id')} has no usable "
+                    f"'segmentation' ({error}); without masks only boxes can be scored"
+                ) from None
             masks.append(mask)
         return masks
