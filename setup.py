@@ -28,6 +28,7 @@ setup(
         "matplotlib>=3.6",
         "tabulate>=0.9",
         "tqdm>=4.64",
+        "msgspec>=0.18",
     ],
     extras_require={
         "test": ["pytest>=7", "tensorboard"],

@@ -152,10 +152,11 @@ class OpenWorldRecall:
                     f"(read as {box_format.upper()})"
                 )
         order = None
-        if np.any(np.diff(image) < 0):
+        bounds = _run_bounds(image)
+        if np.any(np.diff(image[bounds[:-1]]) < 0):
             order = np.argsort(image, kind="stable")
             image = image[order]
-        bounds = np.flatnonzero(np.diff(image, prepend=-1, append=-1)) if len(image) else [0]
+            bounds = _run_bounds(image)
         twice = [i for i in image[bounds[:-1]] if self._done[i]]
         if twice:
             raise InputError(f"image {gt.image_ids[twice[0]]} has had its detections already")
@@ -571,6 +572,12 @@ def _array(values):
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
     return np.asarray(values)
+
+
+def _run_bounds(values):
+    """(R + 1,): where the R runs of equal values begin, and the end of the last."""
+    inner = np.flatnonzero(values[1:] != values[:-1]) + 1
+    return np.concatenate([[0], inner, [len(values)]]) if len(values) else np.zeros(1, int)
 
 
 def _descending(scores):

@@ -4,7 +4,15 @@ from oln_d2.errors import require_detectron2
 
 require_detectron2("oln_d2.modeling")
 
+from oln_d2.modeling.backbone import build_resnet10_fpn_backbone  # noqa: E402
 from oln_d2.modeling.roi_heads import OLNOutputLayers, OLNROIHeads  # noqa: E402
 from oln_d2.modeling.rpn import OLNRPN, LTRBTransform, OLNRPNHead  # noqa: E402
 
-__all__ = ["LTRBTransform", "OLNOutputLayers", "OLNROIHeads", "OLNRPN", "OLNRPNHead"]
+__all__ = [
+    "LTRBTransform",
+    "OLNOutputLayers",
+    "OLNROIHeads",
+    "OLNRPN",
+    "OLNRPNHead",
+    "build_resnet10_fpn_backbone",
+]
