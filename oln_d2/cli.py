@@ -1,6 +1,6 @@
 """
-The command line, `python -m oln_d2`. Each command is a module of the package that is imported when it is
-run, so that help comes at once and no command needs the libraries of another.
+The command line, `python -m oln_d2`. Each command is a module of the package that is imported when
+it is run, so that help comes at once and no command needs the libraries of another.
 """
 
 import argparse
@@ -16,11 +16,11 @@ examples:
 RESULTS is in COCO's results format: a list of {"image_id", "bbox": [x, y, width, height] in pixels,
 "score"}. category_id is not looked at. Write scores in full, and more than 100 detections an image.
 
-AR@k is the share of the objects that the first k detections of each image find, averaged over the IoU
-thresholds .50 to .95. ARs, ARm, ARl: objects below 32 x 32 pixels, up to 96 x 96, above. AUC: area under
-AR@k over log k up to 1000. "unseen" are the objects of all categories that are not in the split. Protocol
-"xclass" (the OLN paper's): detections of seen objects cost no budget. "filtered": they do. Numbers of
-different protocols are not comparable.
+AR@k is the share of the objects that the first k detections of each image find, averaged over the
+IoU thresholds .50 to .95. ARs, ARm, ARl: objects below 32 x 32 pixels, up to 96 x 96, above. AUC:
+area under AR@k over log k up to 1000. "unseen" are the objects of all categories that are not in
+the split. Protocol "xclass" (the OLN paper's): detections of seen objects cost no budget.
+"filtered": they do. Numbers of different protocols are not comparable.
 """
 
 
@@ -58,7 +58,10 @@ def add_evaluate(commands):
         "--protocol", choices=["xclass", "filtered", "both"], default="xclass", help="see below"
     )
     parser.add_argument(
-        "--iou", choices=["box", "mask"], default="box", help="what overlaps; mask: RLE in both files"
+        "--iou",
+        choices=["box", "mask"],
+        default="box",
+        help="what overlaps; mask: RLE in both files",
     )
     parser.add_argument("--k", type=_ks, metavar="K,...", help="budgets, default 1,10,20,...,1500")
     parser.add_argument(
@@ -72,7 +75,10 @@ def add_evaluate(commands):
         "--per-category", action="store_true", help="also the recall of each unseen category"
     )
     parser.add_argument(
-        "--bootstrap", type=int, metavar="N", help="also 95 %% confidence intervals from N draws of images"
+        "--bootstrap",
+        type=int,
+        metavar="N",
+        help="also 95 %% confidence intervals from N draws of images",
     )
     parser.add_argument("--seed", type=int, default=0, help="of these draws, default 0")
 
@@ -94,7 +100,9 @@ def add_benchmark(commands):
         "memory, and whether the numbers agree.",
     )
     parser.add_argument("gt", metavar="GT", help="ground truth in COCO format, with `area`")
-    parser.add_argument("--split", default="voc", help="the seen categories, a split's name or names")
+    parser.add_argument(
+        "--split", default="voc", help="the seen categories, a split's name or names"
+    )
     parser.add_argument("--images", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--dets", type=int, default=1500, metavar="N", help="detections an image")
     parser.add_argument(
@@ -115,4 +123,6 @@ def _ks(text):
     try:
         return sorted({int(k) for k in text.split(",")})
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 10,100") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of integers such as 10,100"
+        ) from None

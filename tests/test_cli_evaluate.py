@@ -43,7 +43,15 @@ def command(*args):
 def test_newcomer(files):
     """The one command of the README would not give the published numbers, a table and a picture."""
     done = command(
-        "evaluate", "gt.json", "results.json", "--seen", SEEN, "--json", "out.json", "--plot", "ar.png"
+        "evaluate",
+        "gt.json",
+        "results.json",
+        "--seen",
+        SEEN,
+        "--json",
+        "out.json",
+        "--plot",
+        "ar.png",
     )
     assert done.returncode == 0, done.stderr
     assert "Protocol xclass" in done.stdout and "6 images, 240 detections" in done.stdout
@@ -61,21 +69,23 @@ def test_newcomer(files):
 
 
 def test_comparison(files, capsys):
-    """Several files, protocols and extras would not be told apart, or undefined values be numbers."""
+    """Files, protocols and extras would not be told apart, or undefined values be numbers."""
     dump("other.json", CASE["dt"][::2])
     gt = copy.deepcopy(CASE["gt"])
     gt["annotations"] = [a for a in gt["annotations"] if a["category_id"] > 3]
     dump("gt.json", gt)
     Path("seen.txt").write_text("c1\nc2\n c3 \n")
     status = main(
-        "evaluate gt.json results.json other.json --seen seen.txt --protocol both --k 100,10 --json out.json "
-        "--plot ar.svg --per-category --bootstrap 20 --seed 1".split()
+        "evaluate gt.json results.json other.json --seen seen.txt --protocol both --k 100,10 "
+        "--json out.json --plot ar.svg --per-category --bootstrap 20 --seed 1".split()
     )
     out = capsys.readouterr().out
     assert status == 0
     results = json.loads(Path("out.json").read_text())["results"]
     assert [(r["file"], r["protocol"]) for r in results] == [
-        (file, protocol) for file in ("results.json", "other.json") for protocol in ("xclass", "filtered")
+        (file, protocol)
+        for file in ("results.json", "other.json")
+        for protocol in ("xclass", "filtered")
     ]
     for r in results:
         assert [name for name in r["unseen"] if name.startswith("AR@")] == ["AR@10", "AR@100"]
@@ -121,14 +131,25 @@ del NO_AREA["annotations"][4]["area"]
         ("results.json", None, "results.json: cannot be read (No such file"),
         ("results.json", json.dumps(CASE["dt"])[:-99], "results.json: entry 239: not complete"),
         ("results.json", CASE["gt"], "results.json: does not hold a list"),
-        ("results.json", change_entry(image_id=99), "results.json: entry 7: image_id 99 is not in gt.json"),
+        (
+            "results.json",
+            change_entry(image_id=99),
+            "results.json: entry 7: image_id 99 is not in gt.json",
+        ),
         ("results.json", change_entry(score=math.nan), "results.json: entry 7: NaN"),
         ("results.json", change_entry(bbox=[0, 0, math.inf, 1]), "results.json: entry 7: Infinity"),
-        ("results.json", change_entry(bbox=[5, 5, -2, 1]), "results.json: entry 7: box [5.0, 5.0, -2.0"),
+        (
+            "results.json",
+            change_entry(bbox=[5, 5, -2, 1]),
+            "results.json: entry 7: box [5.0, 5.0, -2.0",
+        ),
         ("results.json", change_entry(bbox=[5, 5, 2]), "results.json: entry 7: bbox"),
         (
             "results.json",
-            [{**e, "bbox": [300 + i, 200, 500 + i % 99, 400]} for i, e in enumerate(CASE["dt"][:99])],
+            [
+                {**e, "bbox": [300 + i, 200, 500 + i % 99, 400]}
+                for i, e in enumerate(CASE["dt"][:99])
+            ],
             "results.json: entry 0: bbox [300.0, 200.0, 500.0, 400.0] reaches beyond its image",
         ),
     ],
@@ -141,7 +162,9 @@ def test_bad_files(files, capsys, name, content, message):
         Path(name).write_text(content)
     else:
         dump(name, content)
-    status = main(f"evaluate gt.json results.json --seen {SEEN} --json out.json --plot ar.png".split())
+    status = main(
+        f"evaluate gt.json results.json --seen {SEEN} --json out.json --plot ar.png".split()
+    )
     captured = capsys.readouterr()
     assert status == 2
     assert captured.err.startswith(f"error: {message}") and captured.err.count("\n") == 1

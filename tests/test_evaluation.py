@@ -45,8 +45,8 @@ def add(recall, results):
 
 def random_case(rng, num_images=3, max_gts=6, max_dets=12, crowds=0.15, num_boxes=None):
     """
-    Boxes and scores on a coarse grid, so that equal IoUs and scores are the rule; some without area.
-    `crowds`: their share of the gts. `num_boxes`: how many different boxes there are at most.
+    Boxes and scores on a coarse grid, so that equal IoUs and scores are the rule; some without
+    area. `crowds`: their share of the gts. `num_boxes`: how many different boxes there are at most.
     """
 
     def boxes(n):
@@ -110,7 +110,9 @@ def assert_equal_to_pycocotools(content, results, recall, **settings):
             for i, k in enumerate(KS):
                 found = result.recall(k, group, area)
                 np.testing.assert_allclose(found, expected[0][a, :, i], rtol=0, atol=1e-12)
-                np.testing.assert_allclose(precision[k][v, a], expected[1][a, :, i], rtol=0, atol=1e-12)
+                np.testing.assert_allclose(
+                    precision[k][v, a], expected[1][a, :, i], rtol=0, atol=1e-12
+                )
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
@@ -122,7 +124,9 @@ def test_public_evaluator(path):
     if path.stem == "gt_id_zero":  # the public code never finds a gt whose id is 0
         assert result["unseen"]["AR@10"] == 1
         return
-    expected = {k: math.nan if v == -1 else v for k, v in case["expected"].items() if k[:2] in ("AR", "AP")}
+    expected = {
+        k: math.nan if v == -1 else v for k, v in case["expected"].items() if k[:2] in ("AR", "AP")
+    }
     assert recall._counts[0].sum(-1).tolist() == case["expected"]["npig"]
     ours = {re.sub("^AR([sml])", r"AR_\1", name): v for name, v in result["unseen"].items()}
     for k in GOLDEN_KS:
@@ -131,7 +135,9 @@ def test_public_evaluator(path):
     assert set(expected) <= set(ours)
     for name, value in expected.items():
         assert ours[name] == pytest.approx(value, abs=1e-12, nan_ok=True), name
-    if sum(case["expected"]["npig"]):  # the public code averages its -1 for "undefined" into the AUC
+    if sum(
+        case["expected"]["npig"]
+    ):  # the public code averages its -1 for "undefined" into the AUC
         assert result["unseen"]["AUC"] == pytest.approx(case["expected"]["AUC"], abs=1e-12)
     else:
         assert math.isnan(result["unseen"]["AUC"])
@@ -167,7 +173,7 @@ def test_few_detections_allowed():
 
 
 def test_crowded_scenes_against_pycocotools():
-    """Long chains of detections that take one another's objects would be resolved in a wrong order."""
+    """Chains of detections that take one another's objects would be resolved in wrong order."""
     rng = np.random.default_rng(2)
     for _ in range(8):
         content, results = random_case(rng, num_images=2, max_gts=40, max_dets=150)
@@ -312,7 +318,9 @@ def test_tensors_and_corners():
     content, results = one_image([[10, 10, 50, 50]], [[10, 10, 50, 45]])
     recall = OpenWorldRecall(GroundTruth(content, names(SEEN)))
     recall.update(0, torch.tensor([[10.0, 10, 60, 55]], requires_grad=True), torch.tensor([0.5]))
-    assert recall.result()["unseen"] == pytest.approx(score(content, results).result()["unseen"], nan_ok=True)
+    assert recall.result()["unseen"] == pytest.approx(
+        score(content, results).result()["unseen"], nan_ok=True
+    )
 
 
 def test_other_thresholds():
@@ -351,7 +359,9 @@ def test_per_category_and_bootstrap():
     result = score(content, results, ks=KS, max_dets=100).result()
     table = result.per_category()
     assert list(table) == ["c3", "c4"]
-    total = sum(row["gts"] * row["AR@3"] for row in table.values()) / sum(r["gts"] for r in table.values())
+    total = sum(row["gts"] * row["AR@3"] for row in table.values()) / sum(
+        r["gts"] for r in table.values()
+    )
     assert total == pytest.approx(result["unseen"]["AR@3"])
     intervals = result.bootstrap(200, seed=3)
     assert intervals == result.bootstrap(200, seed=3) != result.bootstrap(200, seed=4)
@@ -398,7 +408,7 @@ def test_warning_when_detections_run_out():
 
 
 def test_warning_for_rounded_scores():
-    """The order of the file, not the detector, would decide which detections are within the budget."""
+    """The order of the file, not the detector, would decide what is within the budget."""
     dets = [[100, 100, 5 + i, 5] for i in range(50)]
     content, results = one_image([[10, 10, 50, 50]], dets, np.linspace(1, 0, 50).round(1))
     assert "rounded" in " ".join(score(content, results, ks=(10,)).result().warnings)

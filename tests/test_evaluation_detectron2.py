@@ -9,9 +9,9 @@ import pytest
 pytest.importorskip("detectron2", reason="needs Detectron2")
 
 import torch  # noqa: E402
+from detectron2.config import get_cfg  # noqa: E402
 from detectron2.data import MetadataCatalog  # noqa: E402
 from detectron2.evaluation import print_csv_format, verify_results  # noqa: E402
-from detectron2.config import get_cfg  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
 
@@ -65,7 +65,9 @@ def make_instances(boxes, scores, masks=False):
     instances.scores = torch.as_tensor(scores, dtype=torch.float32)
     if masks:
         instances.pred_masks = torch.zeros((len(scores), *SIZE), dtype=torch.bool)
-        for mask, box in zip(instances.pred_masks, instances.pred_boxes.tensor.round().int().tolist()):
+        for mask, box in zip(
+            instances.pred_masks, instances.pred_boxes.tensor.round().int().tolist()
+        ):
             mask[box[1] : box[3], box[0] : box[2]] = True
     return instances
 
@@ -86,7 +88,7 @@ def run(evaluator, content, masks=False, images=range(NUM_IMAGES), seed=1):
 
 
 def test_same_as_scoring_the_file(dataset, tmp_path):
-    """`--eval-only` and `python -m oln_d2 evaluate` on its results file would tell different numbers."""
+    """`--eval-only` and `oln_d2 evaluate` on its results file would tell different numbers."""
     name, content = dataset
     evaluator = OpenWorldEvaluator(name, tmp_path / "out", protocols=("xclass", "filtered"))
     run(evaluator, content, masks=True)
@@ -192,7 +194,9 @@ def test_no_detections_at_all(dataset, tmp_path):
     name, _ = dataset
     evaluator = OpenWorldEvaluator(name, tmp_path / "out")
     for image in range(NUM_IMAGES):
-        evaluator.process([{"image_id": image}], [{"instances": make_instances([], [], masks=True)}])
+        evaluator.process(
+            [{"image_id": image}], [{"instances": make_instances([], [], masks=True)}]
+        )
     results = evaluator.evaluate()
     assert results["box_unseen"]["AR@100"] == results["mask_unseen"]["AUC"] == 0
     assert json.loads((tmp_path / "out/coco_instances_results.json").read_text()) == []

@@ -35,7 +35,7 @@ def write(path, text):
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("piece", [700, 2000, 2**23])
 def test_any_layout_in_pieces(gt, path, indent, piece, monkeypatch):
-    """Entries would be lost or cut where a large file is divided, or only one layout could be read."""
+    """Entries would be lost where a large file is divided, or only one layout could be read."""
     monkeypatch.setattr(coco_results, "PIECE", piece)
     rng = np.random.default_rng(0)
     entries = [
@@ -85,7 +85,10 @@ def test_written_numbers_come_back(gt, path):
         ([ENTRY, {**ENTRY, "bbox": [0, 0, float("inf"), 1]}], "entry 1: Infinity is not"),
         ([ENTRY, ENTRY, {**ENTRY, "score": "high"}], "entry 2: score: Expected 'float', got 'str'"),
         ([ENTRY, ENTRY, {**ENTRY, "bbox": [1, 2, 3]}], "entry 2: bbox: .*length 4"),
-        ([ENTRY, {"image_id": 3, "bbox": [1, 2, 3, 4]}], "entry 1: .*missing required field 'score'"),
+        (
+            [ENTRY, {"image_id": 3, "bbox": [1, 2, 3, 4]}],
+            "entry 1: .*missing required field 'score'",
+        ),
         ([ENTRY, {**ENTRY, "image_id": "3"}], "entry 1: image_id: Expected 'int', got 'str'"),
         ([ENTRY, ENTRY, {**ENTRY, "image_id": 4}], "entry 2: image_id 4 is not in gt.json"),
         ([{**ENTRY, "bbox": [100, 100, 600, 400 + i]} for i in range(20)], "entry 0: .*corners"),

@@ -1,10 +1,11 @@
 """
-Open-world recall of any detector. Only `OpenWorldEvaluator`, the Detectron2 evaluator, needs Detectron2.
+Open-world recall of any detector. Only `OpenWorldEvaluator`, the Detectron2 evaluator, needs
+Detectron2.
 """
 
 import importlib
 
-# Public names and their homes; each is imported when first used, so that numpy alone suffices for most.
+# Public names and their homes; each is imported when first used.
 _HOMES = {
     "GroundTruth": "oln_d2.evaluation.ground_truth",
     "OpenWorldRecall": "oln_d2.evaluation.open_world",

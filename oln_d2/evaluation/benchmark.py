@@ -70,8 +70,8 @@ def benchmark(gt_path, seen, num_images=None, dets=1500, reference_images=100, s
     image_ids, boxes, scores = simulate_detections(gt, np.arange(num_images), dets, seed)
     print(
         f"{num_images} images, {len(gt.areas)} objects, {dets} simulated detections an image, "
-        f"{(boxes.nbytes + scores.nbytes + image_ids.nbytes) / 2**20:.0f} MiB of detections; one process "
-        "for each row"
+        f"{(boxes.nbytes + scores.nbytes + image_ids.nbytes) / 2**20:.0f} MiB of detections; one "
+        "process for each row"
     )
     # Evenly over the data set.
     some = np.linspace(0, num_images - 1, min(reference_images, num_images)).astype(int)
@@ -102,12 +102,14 @@ def benchmark(gt_path, seen, num_images=None, dets=1500, reference_images=100, s
         recall = np.where(measured[0][0] < 0, np.nan, measured[0][0])
         difference = np.nanmax(np.abs(recall - ours_on_some[0][which]), initial=0)
         scaled = num_images / len(some)
-        rows.append([f"{name}, {len(some)} images", *_row(measured, scaled, ours), f"{difference:.1e}"])
+        rows.append(
+            [f"{name}, {len(some)} images", *_row(measured, scaled, ours), f"{difference:.1e}"]
+        )
     headers = ["", "seconds", "scaled to all", "ratio", "memory (MiB)", "difference of AR"]
     print(tabulate(rows, headers, disable_numparse=True, colalign=["left"] + ["right"] * 5))
     print(
-        "This package computes unseen, seen and all objects, each of the others one of these. Memory is "
-        "what is used beyond the detections."
+        "This package computes unseen, seen and all objects, each of the others one of these. Memory "
+        "is what is used beyond the detections."
     )
 
 
@@ -126,7 +128,9 @@ def _ours(gt, image_ids, boxes, scores):
     recall.update(image_ids, boxes, scores, box_format="xywh")
     result = recall.result()
     return [
-        np.array([[result.recall(k, group, area) for k in KS] for area in AREA_RANGES]).transpose(2, 0, 1)
+        np.array([[result.recall(k, group, area) for k in KS] for area in AREA_RANGES]).transpose(
+            2, 0, 1
+        )
         for group in ("unseen", "all")
     ]
 
@@ -145,7 +149,7 @@ def _faster_coco_eval(content, results, ks, max_dets):
 
 
 def _measure(function, *args, **kwargs):
-    """(what the function returns, seconds, bytes of memory that it took more), in a process of its own."""
+    """(returned value, seconds, bytes of memory used on top), in a process of its own."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
@@ -163,13 +167,14 @@ def _measure(function, *args, **kwargs):
     try:
         return receiver.recv()
     except EOFError:
-        raise InputError(f"{function.__name__} ended without a result: not enough memory?") from None
+        raise InputError(
+            f"{function.__name__} ended without a result: not enough memory?"
+        ) from None
     finally:
         process.join()
 
 
 def _row(measured, scale, ours):
     _, seconds, memory = measured
-    return (
-        f"{seconds:.2f}", f"{seconds * scale:.1f}", f"{seconds * scale / ours[1]:.1f}", f"{memory / 2**20:.0f}"
-    )  # fmt: skip
+    scaled = seconds * scale
+    return f"{seconds:.2f}", f"{scaled:.1f}", f"{scaled / ours[1]:.1f}", f"{memory / 2**20:.0f}"

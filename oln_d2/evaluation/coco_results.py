@@ -1,4 +1,4 @@
-"""Results files in COCO's format, also huge ones: read to arrays in pieces, written image by image."""
+"""Results files in COCO's format, also huge ones, read piece by piece."""
 
 import os
 import re
@@ -47,8 +47,8 @@ class Detections(NamedTuple):
 def read_results(path, ground_truth, masks=False):
     """
     Args:
-        path (str): JSON, a list of {"image_id", "bbox": [x, y, width, height], "score"}; other fields,
-            `category_id` too, are not looked at.
+        path (str): JSON, a list of {"image_id", "bbox": [x, y, width, height], "score"}; other
+            fields, `category_id` too, are not looked at.
         ground_truth (GroundTruth): of the data set that was detected on.
         masks (bool): also read each entry's "segmentation".
 
@@ -56,8 +56,8 @@ def read_results(path, ground_truth, masks=False):
         Detections
 
     Raises:
-        InputError: a file that is missing or not complete, an entry that is not of this kind or of an
-            unknown image, or boxes that are plainly not XYWH in pixels.
+        InputError: a file that is missing or not complete, an entry that is not of this kind or of
+            an unknown image, or boxes that are plainly not XYWH in pixels.
     """
     columns = [], [], [], []
     try:
@@ -94,7 +94,9 @@ def _read_pieces(path, f, entry_type):
         rest = f.read(PIECE).lstrip()
         if rest[:1] != b"[":
             what = "does not hold a list" if rest else "is empty"
-            raise InputError(f"{path}: {what}; expected a list of detections in COCO's results format")
+            raise InputError(
+                f"{path}: {what}; expected a list of detections in COCO's results format"
+            )
         rest = rest[1:]
         while more := f.read(PIECE):
             progress.update(len(more))
@@ -145,7 +147,9 @@ def _describe(path, text, done, error):
     word = re.match(rb"-?(NaN|Infinity)", text[at : at + 9])
     if word:
         return InputError(f"{path}: entry {entry}: {word[0].decode()} is not a finite number")
-    return InputError(f"{path}: entry {entry}: not complete, valid JSON ({reason}); write the file again")
+    return InputError(
+        f"{path}: entry {entry}: not complete, valid JSON ({reason}); write the file again"
+    )
 
 
 def _check_box_format(ground_truth, detections):
@@ -162,12 +166,12 @@ def _check_box_format(ground_truth, detections):
         entry = np.flatnonzero(beyond)[0] * some.step
         raise InputError(
             f"entry {entry}: bbox {detections.boxes[entry].tolist()} reaches beyond its image, as "
-            f"{100 * beyond.mean():.0f} % of the boxes do, and all fit if read as corners: they seem to "
-            "be [x1, y1, x2, y2], write [x, y, width, height]"
+            f"{100 * beyond.mean():.0f} % of the boxes do, and all fit if read as corners: they seem "
+            "to be [x1, y1, x2, y2], write [x, y, width, height]"
         )
     if max(x.max(), y.max(), w.max(), h.max()) <= 1 and np.nanmin([height, width]) > 1:
         raise InputError(
-            f"entry 0: bbox {detections.boxes[0].tolist()}, as all others, is at most one pixel large: "
+            f"entry 0: bbox {detections.boxes[0].tolist()}, as all others, is below one pixel: "
             "they seem to be fractions of the image size, write pixels"
         )
 
@@ -178,8 +182,9 @@ def write_results(path, detections):
 
     Args:
         path (str)
-        detections (iterable): for each image: image id, boxes (d, 4) as XYWH, scores (d,), and its masks
-            (list of d RLE) or None. Numbers are written in full, so that reading gives the same again.
+        detections (iterable): for each image: image id, boxes (d, 4) as XYWH, scores (d,), and its
+            masks (list of d RLE) or None. Numbers are written in full, so that reading gives the
+            same again.
     """
     encoder = msgspec.json.Encoder()
     temporary = f"{path}.tmp"

@@ -72,7 +72,10 @@ def evaluate(args):
         if args.bootstrap:
             names = [*(f"AR@{k}" for k in ks), "AUC"]
             rows = [
-                [group, *(" to ".join(map(percent, entry["bootstrap"][group][name])) for name in names)]
+                [
+                    group,
+                    *(" to ".join(map(percent, entry["bootstrap"][group][name])) for name in names),
+                ]
                 for group in GROUPS
             ]
             _print_table(f"95 % confidence intervals, {titles[key]}", ["objects", *names], rows)
@@ -91,7 +94,9 @@ def _print_comparison(titles, results):
 
 
 def _print_table(title, headers, rows):
-    table = tabulate(rows, headers, disable_numparse=True, colalign=["left"] + ["right"] * (len(headers) - 1))
+    table = tabulate(
+        rows, headers, disable_numparse=True, colalign=["left"] + ["right"] * (len(headers) - 1)
+    )
     print(f"\n{title}\n{table}")
 
 

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 class OpenWorldEvaluator(DatasetEvaluator):
     """
     Recall of unseen, seen and all objects, class-agnostic, for models that put out "instances"
-    (`pred_boxes`, `scores`, and `pred_masks` where they have them) or "proposals" (`proposal_boxes`,
-    `objectness_logits`).
+    (`pred_boxes`, `scores`, and `pred_masks` where they have them) or "proposals"
+    (`proposal_boxes`, `objectness_logits`).
     """
 
     def __init__(
@@ -42,12 +42,14 @@ class OpenWorldEvaluator(DatasetEvaluator):
     ):
         """
         Args:
-            dataset_name (str): a registered data set whose metadata has `json_file`, a COCO ground truth
-                with all categories, and `seen_names`, the names of the seen ones.
-            output_dir (str): where `coco_instances_results.json` (all detections in COCO's format, under
-                category_id 1) and `open_world_results.json` (all metrics) are written, if given.
-            distributed (bool): collect the detections of all processes; results are then those of the
-                whole data set on the main process and {} on the others. False: of this process only.
+            dataset_name (str): a registered data set whose metadata has `json_file`, a COCO ground
+                truth with all categories, and `seen_names`, the names of the seen ones.
+            output_dir (str): where `coco_instances_results.json` (all detections in COCO's format,
+                under category_id 1) and `open_world_results.json` (all metrics) are written, if
+                given.
+            distributed (bool): collect the detections of all processes; results are then those of
+                the whole data set on the main process and {} on the others. False: of this process
+                only.
             protocols (tuple[str]): of "xclass" and "filtered", see `oln_d2.evaluation.open_world`.
             max_dets (int), ks (list[int]): see :class:`OpenWorldRecall`.
         """
@@ -77,9 +79,9 @@ class OpenWorldEvaluator(DatasetEvaluator):
                 scores = scores.cpu().double().numpy()
             else:
                 proposals, masks = output["proposals"], None
-                # The sigmoid of different logits may be equal, so they are brought into order before.
-                logits, order = proposals.objectness_logits.cpu().double().sort(
-                    descending=True, stable=True
+                # The sigmoid of different logits may be equal, so these are sorted before.
+                logits, order = (
+                    proposals.objectness_logits.cpu().double().sort(descending=True, stable=True)
                 )
                 boxes = proposals.proposal_boxes.tensor.cpu()[order]
                 scores = logits.sigmoid().numpy()
@@ -92,9 +94,9 @@ class OpenWorldEvaluator(DatasetEvaluator):
     def evaluate(self):
         """
         Returns:
-            OrderedDict: task -> {metric: 0..100, NaN where nothing is to be found}. Tasks are box_unseen,
-            box_seen, box_all, with masks also mask_unseen, ...; those of the protocol "filtered" end in
-            _filtered.
+            OrderedDict: task -> {metric: 0..100, NaN where nothing is to be found}. Tasks are
+            box_unseen, box_seen, box_all, with masks also mask_unseen, ...; those of the protocol
+            "filtered" end in _filtered.
 
         Raises:
             RuntimeError: images of the data set had no outputs.
@@ -110,8 +112,8 @@ class OpenWorldEvaluator(DatasetEvaluator):
         missing = np.setdiff1d(gt.image_ids, list(detections))
         if len(missing):
             raise RuntimeError(
-                f"{len(missing)} of the {len(gt.image_ids)} images of {self._json_file} had no outputs, "
-                f"the first is image {missing[0]}; recall is defined on all images"
+                f"{len(missing)} of the {len(gt.image_ids)} images of {self._json_file} had no "
+                f"outputs, the first is image {missing[0]}; recall is defined on all images"
             )
         if self._output_dir:
             os.makedirs(self._output_dir, exist_ok=True)

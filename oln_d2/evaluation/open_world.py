@@ -1,20 +1,22 @@
 """
 Class-agnostic recall of objects of seen and of unseen categories, on arrays. Needs no Detectron2.
 
-The rule is pycocotools' (greedy matching in score order, crowds, area ranges), exactly, plus what the
-two protocols add:
+The rule is pycocotools' (greedy matching in score order, crowds, area ranges), exactly, plus what
+the two protocols add:
 
-* "xclass", the OLN paper's: where unseen objects are searched, a detection that is matched at IoU .50
-  to an object of a seen category is taken out of the ranking, so it costs no budget.
+* "xclass", the OLN paper's: where unseen objects are searched, a detection that is matched at IoU
+  .50 to an object of a seen category is taken out of the ranking, so it costs no budget.
 * "filtered": objects of the categories that are not asked for do not exist; no detection is free.
 
-Three groups of ground truths are scored: "unseen", "seen" and "all". For "seen", and for "all", nothing
-is ever taken out of the ranking: what the detector was trained on has to be found within the budget.
+Three groups of ground truths are scored: "unseen", "seen" and "all". For "seen" and for "all"
+nothing is taken out of the ranking: what the detector was trained on has to be found within the
+budget, and AR of "all" is pycocotools' class-agnostic AR.
 
 Shapes and names used below:
     I images, G ground truths (gts) of the data set, D detections, T IoU thresholds,
     V = 3 groups, A = 4 area ranges, P pairs of a detection and a gt whose IoU reaches a threshold.
-    A detection's rank is its place, from 0, among the detections of its image that stay in the ranking.
+    A detection's rank is its place, from 0, among the detections of its image that stay in the
+    ranking.
 """
 
 import numpy as np
@@ -24,7 +26,12 @@ from oln_d2.evaluation.result import GROUPS, OpenWorldResult
 
 PROTOCOLS = ("xclass", "filtered")
 # Of the annotation's `area` in pixels, inclusive on both sides.
-AREA_RANGES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+AREA_RANGES = {
+    "all": (0, 1e10),
+    "small": (0, 32**2),
+    "medium": (32**2, 96**2),
+    "large": (96**2, 1e10),
+}
 # Not np.arange: these are pycocotools' thresholds to the last bit.
 IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10))
 DEFAULT_KS = (1, 10, 20, 30, 50, 100, 300, 500, 1000, 1500)
@@ -73,9 +80,13 @@ class OpenWorldRecall:
         if iou_type not in ("box", "mask"):
             raise InputError(f"iou_type {iou_type!r} is neither 'box' nor 'mask'")
         if not ks or min(ks) < 1 or max(ks) > max_dets:
-            raise InputError(f"k has to be between 1 and max_dets ({max_dets}), but ks is {list(ks)}")
+            raise InputError(
+                f"k has to be between 1 and max_dets ({max_dets}), but ks is {list(ks)}"
+            )
         thresholds = np.array(iou_thresholds, float)
-        if not (len(thresholds) and np.all(np.diff(thresholds, prepend=0) > 0) and thresholds[-1] <= 1):
+        if not (
+            len(thresholds) and np.all(np.diff(thresholds, prepend=0) > 0) and thresholds[-1] <= 1
+        ):
             raise InputError(f"iou_thresholds {iou_thresholds} are not ascending numbers in (0, 1]")
         self.ground_truth = gt = ground_truth
         self.protocol = protocol
@@ -98,9 +109,10 @@ class OpenWorldRecall:
         self._gt_sides = np.stack([x, y, x + w, y + h, w * h])[:, :, None]
 
         # rank of the detection that found a gt, NEVER where none did
-        self._found = np.full(self._counts.shape[:2] + (len(self._matched_at), len(gt.areas)), NEVER)
-        self._found = self._found.astype(np.int32)
-        self._given = np.zeros(len(gt.image_ids), np.int32)  # detections of each image, before the cut
+        shape = len(GROUPS), len(AREA_RANGES), len(self._matched_at), len(gt.areas)
+        self._found = np.full(shape, NEVER, np.int32)
+        # detections of each image, before the cut
+        self._given = np.zeros(len(gt.image_ids), np.int32)
         self._done = np.zeros(len(gt.image_ids), bool)
         self._pending, self._num_pending = [], 0
         self._batches = []
@@ -111,7 +123,7 @@ class OpenWorldRecall:
 
         Args:
             image_ids (D,): the image of each detection, or one id for all of them.
-            boxes (D, 4): absolute pixels; array or tensor. Only looked at where `iou_type` is "box".
+            boxes (D, 4): absolute pixels; array or tensor. Not looked at if `iou_type` is "mask".
             scores (D,): higher is better; of equal scores the earlier detection goes first.
             masks (list[dict]): D masks as COCO RLE of the image's size, where `iou_type` is "mask".
             box_format (str): "xyxy" or, as in results files, "xywh".
@@ -183,15 +195,15 @@ class OpenWorldRecall:
 
     def merge(self, other):
         """
-        Add what another object with the same ground truth and settings has collected from other images.
-        The result is the same to the last bit as if one object had collected everything.
+        Add what another object with the same ground truth and settings has collected from other
+        images. The result is the same to the last bit as if one object had collected everything.
 
         Raises:
             InputError: settings differ, or an image was given to both.
         """
         if self._settings() != other._settings():
             raise InputError(
-                f"cannot merge results of different settings: {self._settings()} and {other._settings()}"
+                f"cannot merge different settings: {self._settings()} and {other._settings()}"
             )
         twice = np.flatnonzero(self._done & other._done)
         if len(twice):
@@ -215,8 +227,8 @@ class OpenWorldRecall:
     def result(self):
         """
         Returns:
-            OpenWorldResult: of all that was collected so far. Zeros where there are no detections, NaN
-            where there is no gt to be found.
+            OpenWorldResult: of all that was collected so far. Zeros where there are no detections,
+            NaN where there is no gt to be found.
         """
         self._match_pending()
         reported = np.isin(self._matched_at, self.iou_thresholds)
@@ -260,7 +272,7 @@ class OpenWorldRecall:
         return precision
 
     def _box_ious(self, image, box):
-        """Box IoUs (g, d) of one image, as pycocotools computes them to the last bit, and areas (d,)."""
+        """Box IoUs (g, d) of one image, to the last bit pycocotools', and areas (d,)."""
         gt = slice(self.ground_truth.starts[image], self.ground_truth.starts[image + 1])
         x, y, w, h = box.T.copy()
         area = w * h
@@ -278,7 +290,8 @@ class OpenWorldRecall:
         crowd = self.ground_truth.crowd[gt]
         if crowd.any():
             union[crowd] = area
-        with np.errstate(invalid="ignore"):  # 0 / 0: two boxes without area, NaN reaches no threshold
+        # 0 / 0: two boxes without area, NaN reaches no threshold
+        with np.errstate(invalid="ignore"):
             inter /= union
         return inter, area
 
@@ -299,8 +312,8 @@ class OpenWorldRecall:
             ious (g, d): of one image; detections by descending score.
 
         Returns:
-            gt (P,) in the data set, detection (P,) in the image, IoU (P,), ordered by gt, then detection;
-            and (P,) how many of its first candidates can matter to the gt.
+            gt (P,) in the data set, detection (P,) in the image, IoU (P,), ordered by gt, then
+            detection; and (P,) how many of its first candidates can matter to the gt.
         """
         candidate = ious >= self._least_iou[0]
         flat = np.flatnonzero(candidate)
@@ -346,7 +359,7 @@ class OpenWorldRecall:
         crowd = self.ground_truth.crowd[gt_id]
         free_iou = np.searchsorted(self._matched_at, FREE_IOU)
 
-        # Rows: pairs at a threshold, by threshold, detection, then preference: highest IoU, later gt.
+        # Rows: pairs at a threshold, by threshold, detection, preference: highest IoU, later gt.
         kept = np.zeros((num_ious, len(gt)), bool)
         reach = np.flatnonzero(~crowd)
         for t, least in enumerate(self._least_iou):
@@ -361,14 +374,13 @@ class OpenWorldRecall:
         row_gt = row_t * num_gts + gt[pairs][row_pair]
         row_det = row_t * num_dets + det[pairs][row_pair]
 
+        sizes = num_ious * num_gts, num_ious * num_dets
         crowd_pairs = np.flatnonzero(crowd)
-        crowd_pairs = crowd_pairs[
-            np.lexsort((gt[crowd_pairs], iou[crowd_pairs], det[crowd_pairs]))
-        ]
+        crowd_pairs = crowd_pairs[np.lexsort((gt[crowd_pairs], iou[crowd_pairs], det[crowd_pairs]))]
 
         for v, group in enumerate(GROUPS):
             present = self._present[v]
-            # Crowds take any number of detections, so each detection has one crowd that it would take.
+            # Crowds take any number of detections, so each has one crowd that it would take.
             crowds = crowd_pairs[present[gt_id[crowd_pairs]]]
             crowds = crowds[np.diff(det[crowds], append=-1) != 0]
             crowd_iou, crowd_gt = np.zeros(num_dets), np.full(num_dets, -1)
@@ -383,15 +395,15 @@ class OpenWorldRecall:
             crowd_det = crowd_t * num_dets + det[crowd_pair]
 
             for a in range(len(AREA_RANGES)):
-                # Ignored gts are looked at only where no gt that counts was to be had, so they never
-                # change how those are matched.
+                # Ignored gts are looked at only where no gt that counts was to be had, so they
+                # never change how those are matched.
                 counts_row = self._counts[v, a, row_gt_id]
                 hits = np.flatnonzero(counts_row)
-                hits = hits[_match(row_gt[hits], row_det[hits], num_ious * num_gts, num_ious * num_dets)]
+                hits = hits[_match(row_gt[hits], row_det[hits], *sizes)]
                 used = np.zeros(num_ious * num_dets, bool)
                 used[row_det[hits]] = True
                 rest = np.flatnonzero(may_ignore & ~counts_row & ~used[row_det])
-                rest = rest[_match(row_gt[rest], row_det[rest], num_ious * num_gts, num_ious * num_dets)]
+                rest = rest[_match(row_gt[rest], row_det[rest], *sizes)]
                 used[row_det[rest]] = True
                 in_crowd = np.flatnonzero(~used[crowd_det])
                 ignored = np.concatenate([row_det[rest], crowd_det[in_crowd]])
@@ -407,7 +419,8 @@ class OpenWorldRecall:
                     ignored = ignored[stays[ignored % num_dets]]
                 hit_t, hit_det = np.divmod(row_det[hits], num_dets)
                 at = det_at[hit_det]
-                before = np.searchsorted(removed, at) - np.searchsorted(removed, image_start[hit_det])
+                before = np.searchsorted(removed, at)
+                before -= np.searchsorted(removed, image_start[hit_det])
                 self._found[v, a, hit_t, row_gt_id[hits]] = at - image_start[hit_det] - before
                 ignored_t, ignored_det = np.divmod(ignored, num_dets)
                 batch.add(v, a, removed, (hit_t, at), (ignored_t, det_at[ignored_det]))
@@ -418,8 +431,8 @@ def _match(gt, det, num_gts, num_dets):
     Greedy matching, the same as taking the detections one after the other.
 
     Args:
-        gt (R,), det (R,): pairs, ordered by detection (as they take their turns), those of one detection
-            by preference.
+        gt (R,), det (R,): pairs, ordered by detection (as they take their turns), those of one
+            detection by preference.
 
     Returns:
         (M,): indices of the pairs that are matched.
@@ -447,8 +460,8 @@ class _Batch:
     def __init__(self, images, counts, starts, scores, in_range):
         """
         Args:
-            images (n,), counts (n,), starts (n,): index in the data set, number and first position of
-                the detections of each image.
+            images (n,), counts (n,), starts (n,): index in the data set, number and first position
+                of the detections of each image.
             scores (D,), in_range (A, D): by image, then descending score.
         """
         self.images, self.counts, self.starts = images, counts, starts
@@ -481,8 +494,8 @@ class _Batch:
 
 class _Ranking:
     """
-    All detections of all images in one ranking, as COCO's average precision has it: by descending score,
-    ties by image id, then by order within the image.
+    All detections of all images in one ranking, as COCO's average precision has it: by descending
+    score, ties by image id, then by order within the image.
     """
 
     def __init__(self, batches, k):
@@ -551,7 +564,7 @@ class _Ranking:
             if not len(hits):
                 continue
             place = np.sort(self.place[hits])
-            # A matched detection counts whatever its own area, one that is matched to an ignored gt never.
+            # A matched detection counts whatever its own area, but not if the gt is ignored.
             more = np.sort(self.place[hits[~in_range[hits]]])
             less = np.sort(self.place[ignored[in_range[ignored]]])
             ranked = (

@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 
 class BudgetRuleCOCOeval(COCOeval):
-    """Class-agnostic COCOeval: gts of seen categories are ignored, their detections leave the ranking."""
+    """Class-agnostic COCOeval that ignores seen gts, whose detections leave the ranking."""
 
     def __init__(self, coco_gt, coco_dt, iou_type, seen_ids, free_seen=True):
         """
@@ -36,9 +36,7 @@ class BudgetRuleCOCOeval(COCOeval):
         result = super().evaluateImg(image_id, category_id, area_range, max_det)
         if result is None or not self.free_seen:
             return result
-        seen_gts = {
-            gt["id"] for i in self.seen_ids for gt in self._gts[image_id, i]
-        }
+        seen_gts = {gt["id"] for i in self.seen_ids for gt in self._gts[image_id, i]}
         (free_iou,) = np.flatnonzero(np.isclose(self.params.iouThrs, 0.5))
         stays = np.array([gt not in seen_gts for gt in result["dtMatches"][free_iou]], bool)
         for key in ("dtMatches", "dtIgnore"):
@@ -57,7 +55,8 @@ def evaluate(content, results, iou_type="bbox", ks=(10, 100, 1500), max_dets=150
         rule: arguments of `BudgetRuleCOCOeval`; none: plain, class-agnostic pycocotools.
 
     Returns:
-        (recall (T, A, K), precision (T, A, K)): -1 where no gt counts. Precision is averaged over recall.
+        (recall (T, A, K), precision (T, A, K)): -1 where no gt counts. Precision is averaged
+            over recall.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         coco_gt = COCO()

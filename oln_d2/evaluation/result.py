@@ -26,8 +26,9 @@ class OpenWorldResult:
     """
     Recall of one set of detections under one protocol. `print` shows the main metrics in percent.
 
-    `result["unseen"]`, `result["seen"]` and `result["all"]` are dicts of metrics in [0, 1], NaN where
-    there is nothing to be found: AR@k (all sizes), ARs@k, ARm@k, ARl@k (small, medium, large), AUC, and
+    `result["unseen"]`, `result["seen"]` and `result["all"]` are dicts of metrics in [0, 1], NaN
+    where there is nothing to be found: AR@k (all sizes), ARs@k, ARm@k, ARl@k (small, medium,
+    large), AUC, and
     AP, AP50, AP75, APs, APm, APl with at most 100 detections an image, as COCO has it. AP is
     class-agnostic and for orientation only: to find an object that nobody annotated lowers it.
 
@@ -72,7 +73,8 @@ class OpenWorldResult:
             area (str): "all", "small", "medium" or "large".
 
         Returns:
-            (T,): share of the gts that the first k detections of each image found at each IoU threshold.
+            (T,): share of the gts that the first k detections of each image found at each IoU
+                threshold.
         """
         v, a = GROUPS.index(group), list(AREA_SUFFIXES).index(area)
         num_gts = self.counts[v, a].sum()
@@ -87,8 +89,8 @@ class OpenWorldResult:
     def per_category(self, group="unseen"):
         """
         Returns:
-            dict: category name -> {"gts": number to be found, "AR@k": recall of them}, in the order of
-            the names; categories without a gt are left out.
+            dict: category name -> {"gts": number to be found, "AR@k": recall of them}, in the order
+            of the names; categories without a gt are left out.
         """
         gt, v = self.ground_truth, GROUPS.index(group)
         table = {}
@@ -146,7 +148,7 @@ class OpenWorldResult:
 
     def to_dict(self):
         """All of the result in plain Python values; metrics in [0, 1], NaN where undefined."""
-        v_area = {g: dict(zip(AREA_SUFFIXES, self.counts[v].sum(-1).tolist())) for v, g in enumerate(GROUPS)}
+        numbers = self.counts.sum(-1).tolist()
         gt = self.ground_truth
         return {
             "protocol": self.protocol,
@@ -154,7 +156,7 @@ class OpenWorldResult:
             **{group: dict(self[group]) for group in GROUPS},
             "num_images": len(gt.image_ids),
             "num_detections": int(self.given.sum()),
-            "num_gts": v_area,
+            "num_gts": {g: dict(zip(AREA_SUFFIXES, n)) for g, n in zip(GROUPS, numbers)},
             "detections_per_image": self._detections_per_image(),
             "settings": {
                 "ground_truth": gt.source,
@@ -187,7 +189,12 @@ class OpenWorldResult:
                 row["AUC"] = metrics["AUC"] if a == 0 else None
                 row["AP"] = metrics[f"AP{suffix}"]
                 rows.append({k: percent(x) if isinstance(x, float) else x for k, x in row.items()})
-        table = tabulate(rows, headers="keys", disable_numparse=True, colalign=["left"] + ["right"] * (len(rows[0]) - 1))
+        table = tabulate(
+            rows,
+            headers="keys",
+            disable_numparse=True,
+            colalign=["left"] + ["right"] * (len(rows[0]) - 1),
+        )
         return f"{table}\n{self.summary()}"
 
     def summary(self):
@@ -195,8 +202,8 @@ class OpenWorldResult:
         per_image = self._detections_per_image()
         freed = f", {self.freed.mean():.1f} of them cost no budget" if self.freed.any() else ""
         lines = [
-            f"Percent. Protocol {self.protocol}: {PROTOCOL_TEXT[self.protocol]}. {self.iou_type.capitalize()} "
-            f"IoU, the {self.max_dets} best detections of an image.",
+            f"Percent. Protocol {self.protocol}: {PROTOCOL_TEXT[self.protocol]}. "
+            f"{self.iou_type.capitalize()} IoU, the {self.max_dets} best detections of an image.",
             f"{len(self.given)} images, {self.given.sum()} detections: {per_image['min']} to "
             f"{per_image['max']} an image, {per_image['mean']:.1f} on average{freed}.",
             *(f"Warning: {text}" for text in self.warnings),
@@ -235,20 +242,20 @@ class OpenWorldResult:
         if cut and short and full.mean() > FEW_IMAGES:
             names = ", ".join(f"AR@{k}" for k in short)
             warnings.append(
-                f"{full.sum()} of {len(full)} images have {cut} detections, where the list seems to be "
-                f"cut off, and {np.median(left):.0f} of them (median) are in the budget: with more "
+                f"{full.sum()} of {len(full)} images have {cut} detections, where the list seems to "
+                f"be cut off, and {np.median(left):.0f} of them (median) are in the budget: with more "
                 f"detections {names} would be higher. Keep more of them, or compare smaller k only."
             )
         if self.tied > MANY_TIES:
             warnings.append(
-                f"{100 * self.tied:.0f} % of the detections have the score of another one of their image: "
-                "rounded scores? Their order in the file decides then. Write scores in full."
+                f"{100 * self.tied:.0f} % of the detections have the score of another one of their "
+                "image: rounded scores? Their order in the file decides then. Write scores in full."
             )
         return warnings
 
 
 def auc(recalls):
-    """Area under average recalls at the budgets `AUC_KS`, over ln k / ln 1000; the first is taken as 0."""
+    """Area under average recalls at `AUC_KS` over ln k / ln 1000; the first is taken as 0."""
     x = np.log(AUC_KS) / math.log(AUC_KS[-1])
     y = np.append(0 * recalls[-1], recalls[1:])  # NaN where there is nothing to be found
     return float(np.sum(np.diff(x) * (y[1:] + y[:-1])) / 2)
