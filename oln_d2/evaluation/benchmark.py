@@ -108,8 +108,8 @@ def benchmark(gt_path, seen, num_images=None, dets=1500, reference_images=100, s
     headers = ["", "seconds", "scaled to all", "ratio", "memory (MiB)", "difference of AR"]
     print(tabulate(rows, headers, disable_numparse=True, colalign=["left"] + ["right"] * 5))
     print(
-        "This package computes unseen, seen and all objects, each of the others one of these. Memory "
-        "is what is used beyond the detections."
+        "This package computes unseen, seen and all objects, each of the others one of these. "
+        "Memory is what is used beyond the detections."
     )
 
 

@@ -166,8 +166,8 @@ def _check_box_format(ground_truth, detections):
         entry = np.flatnonzero(beyond)[0] * some.step
         raise InputError(
             f"entry {entry}: bbox {detections.boxes[entry].tolist()} reaches beyond its image, as "
-            f"{100 * beyond.mean():.0f} % of the boxes do, and all fit if read as corners: they seem "
-            "to be [x1, y1, x2, y2], write [x, y, width, height]"
+            f"{100 * beyond.mean():.0f} % of the boxes do, and all fit if read as corners: "
+            "they seem to be [x1, y1, x2, y2], write [x, y, width, height]"
         )
     if max(x.max(), y.max(), w.max(), h.max()) <= 1 and np.nanmin([height, width]) > 1:
         raise InputError(
