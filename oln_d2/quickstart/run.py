@@ -1,0 +1,149 @@
+"""Train OLN-Box and Faster R-CNN on the synthetic data, compare what they find, and show it."""
+
+import importlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from oln_d2.errors import InputError
+from oln_d2.evaluation import GroundTruth, OpenWorldRecall, plot_results, read_results
+from oln_d2.quickstart.pictures import draw_proposals
+from oln_d2.quickstart.synthetic import KNOWN, make_dataset
+
+MODELS = {"oln_box": "OLN-Box", "faster_rcnn": "Faster R-CNN"}
+ENGINES = {
+    "detectron2": "oln_d2.quickstart.detectron2_engine",
+    "standalone": "oln_d2.quickstart.standalone_engine",
+}
+KS = (10, 100)
+DETECTIONS = 300  # of an image
+NUM_PICTURES = 4  # the first images of the test set, not chosen by how they come out
+
+MEANING = """\
+The training images show {unannotated}. Faster R-CNN learns to tell objects from background and takes all
+that is not annotated for background; OLN learns only how well a box fits an object. By the protocol
+"xclass", AR@k of the novel objects looks at k detections of an image beside those of known objects.
+These are the numbers of one seed and of {num_test} images of shapes{designed}, no measure of how the
+two compare on photographs: docs/quickstart_study.md has both kinds of training images with three seeds.
+"""
+
+
+def quickstart(output, *, engine="auto", seed=0, control=False, images=200, epochs=5.0):
+    """
+    Make the data, train and evaluate both models, print a table and write pictures. What `output`
+    already holds of the same run is not done again. On the CPU, in one thread: so the same seed gives
+    the same numbers, and other work on the machine hardly slows it down.
+
+    Args:
+        output (str): a folder.
+        engine (str): "detectron2", "standalone", or "auto": Detectron2 if it is installed.
+        seed (int): of the data and of the training.
+        control (bool): no novel objects in the training images.
+        images (int): in training; half as many are tested on.
+        epochs (float): how often each is seen.
+
+    Returns:
+        dict[str, OpenWorldResult]: by model.
+
+    Raises:
+        InputError: `output` holds another run, or the engine is not there.
+    """
+    begin = time.time()
+    engine, train = _choose_engine(engine)
+    folder = Path(output).expanduser()
+    settings = {
+        "engine": engine, "seed": seed, "control": control, "images": images, "epochs": epochs
+    }  # fmt: skip
+    _check_settings(folder, settings)
+    print(f"Training with {engine}; everything goes to {folder}.", flush=True)
+    data = folder / "data"
+    make_dataset(data, seed, images, max(images // 2, NUM_PICTURES), control)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    ground_truth = GroundTruth.load(str(data / "test.json"), list(KNOWN))
+    detections, results = {}, {}
+    try:
+        for model, name in MODELS.items():
+            path = folder / model / "detections.json"
+            if path.exists():
+                print(f"{name}: trained before.")
+            else:
+                print(f"{name}:", flush=True)
+                path.parent.mkdir(exist_ok=True)
+                written = train(model, data, path.parent, seed, epochs)
+                shutil.copyfile(written, f"{path}.tmp")
+                os.replace(f"{path}.tmp", path)
+            detections[name] = read_results(path, ground_truth)
+            recall = OpenWorldRecall(ground_truth, ks=KS)
+            recall.update(*detections[name][:3], box_format="xywh")
+            results[name] = recall.result()
+    finally:
+        torch.set_num_threads(threads)
+
+    pictures = folder / "proposals.png"
+    draw_proposals(pictures, data / "test", ground_truth, detections, NUM_PICTURES)
+    curves = {"unseen": folder / "ar_novel.png", "seen": folder / "ar_known.png"}
+    for group, path in curves.items():
+        plot_results(str(path), results, group)
+    print(describe(results, control))
+    print(f"Top proposals of both on the same images: {pictures}")
+    print(f"AR against the number of detections: {curves['unseen']}, {curves['seen']}")
+    print(f"Models: {', '.join(str(folder / model / 'model_final.pth') for model in MODELS)}")
+    print(f"This took {time.time() - begin:.0f} s.")
+    return results
+
+
+def describe(results, control):
+    """The table and what it means."""
+    groups = {"novel": "unseen", "known": "seen"}
+    rows = [
+        {"AR in percent": name}
+        | {f"{label} @{k}": f"{100 * r.ar(k, g):.1f}" for label, g in groups.items() for k in KS}
+        for name, r in results.items()
+    ]
+    novel = {name: result.ar(KS[0]) for name, result in results.items()}
+    more, less = sorted(novel, key=novel.get, reverse=True)
+    found = f"Here {more} finds more of the novel objects with {KS[0]} detections than {less}."
+    meaning = MEANING.format(
+        unannotated="no novel objects"
+        if control
+        else "2 to 4 novel objects each, recognisable by their bullseye, none of them annotated",
+        num_test=len(next(iter(results.values())).ground_truth.image_ids),
+        designed="" if control else " that were designed to bring out this difference",
+    )
+    return "\n".join(["", tabulate(rows, headers="keys", stralign="right"), "", found, meaning])
+
+
+def _choose_engine(engine):
+    """The engine's name and what trains with it."""
+    if engine == "auto":
+        try:
+            return "detectron2", importlib.import_module(ENGINES["detectron2"]).train_and_detect
+        except ImportError:
+            engine = "standalone"
+    if engine not in ENGINES:
+        raise InputError(f"engine {engine!r} is not one of auto, {', '.join(ENGINES)}")
+    return engine, importlib.import_module(ENGINES[engine]).train_and_detect
+
+
+def _check_settings(folder, settings):
+    """Remember what the folder is for."""
+    path = folder / "quickstart.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise InputError(f"{folder}: is not empty and holds no quickstart; choose another --output")
+        path.write_text(json.dumps(settings))
+    known = json.loads(path.read_text())
+    for name, value in settings.items():
+        if known.get(name) != value:
+            raise InputError(
+                f"{folder}: holds a quickstart with {name} {known.get(name)}, not {value}; choose another "
+                "--output"
+            )

@@ -1,0 +1,444 @@
+"""The standalone runtime: against the Detectron2 components, the public code, and on its own."""
+
+import copy
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import NEEDS_DETECTRON2, ROOT, close, load_golden
+from PIL import Image
+
+from oln_d2.errors import InputError
+from oln_d2.standalone import (
+    build_detector,
+    load_checkpoint,
+    load_detector,
+    oln_box_resnet18_fpn,
+    oln_box_resnet50_fpn,
+    save_checkpoint,
+)
+from oln_d2.standalone.data import read_image
+
+MODELS = [(18, "FrozenBN"), (18, "GN"), (50, "FrozenBN"), (50, "GN")]
+SMALL = {"fpn_channels": 32, "representation_size": 64, "trainable_backbone_layers": 5}
+GT = [
+    torch.tensor([[20.0, 30, 90, 130], [60, 10, 200, 150], [0, 0, 50, 60.5]]),
+    torch.tensor([[100.0, 40, 180, 100]]),
+    torch.zeros(0, 4),
+]
+
+
+def standalone_model(depth=18, norm="FrozenBN", **kwargs):
+    """A model with weights that give spread-out features, scores and boxes."""
+    torch.manual_seed(depth)
+    model = build_detector(depth=depth, norm=norm, **SMALL, **kwargs)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+        elif "rpn.head.bbox_pred" in name or "rpn.head.cls_logits" in name:
+            tensor.normal_(0.5 if name.endswith("bbox_pred.bias") else 0, 0.3)
+        elif "box_predictor" in name:
+            tensor.normal_(std=0.1)
+        elif tensor.dim() == 1:
+            tensor.add_(0.1 * torch.randn_like(tensor))
+            if "bn3" in name or "bn2.weight" in name:
+                tensor.mul_(0.5)
+    return model.eval()
+
+
+def detectron2_model(depth=18, norm="FrozenBN"):
+    """The same from the recipe, with other weights."""
+    from detectron2.modeling import build_model
+    from test_configs import load_config
+
+    cfg = load_config("oln_box_R_50_FPN.yaml")
+    cfg.merge_from_list(
+        ["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.NORM", norm, "MODEL.BACKBONE.FREEZE_AT", 0]
+        + ["MODEL.FPN.NORM", "GN" if norm == "GN" else "", "MODEL.FPN.OUT_CHANNELS", 32]
+        + ["MODEL.ROI_BOX_HEAD.FC_DIM", 64, "INPUT.MIN_SIZE_TEST", 224, "INPUT.MAX_SIZE_TEST", 320]
+    )
+    if depth == 18:
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    return build_model(cfg).eval(), cfg
+
+
+def match(actual, boxes, scores, side):
+    """
+    Every expected box is there with its score, to 1e-4 of the image's side and of the score, and no
+    other. Not row by row, since nearly equal scores come in any order.
+    """
+    ours = torch.cat([actual["boxes"] / side, actual["scores"][:, None]], dim=1)
+    theirs = torch.cat([boxes / side, scores[:, None]], dim=1)
+    distance = torch.cdist(theirs, ours, p=float("inf"))
+    assert distance.min(dim=1).values.max() < 1e-4 and distance.min(dim=0).values.max() < 1e-4
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=lambda model: "R{}-{}".format(*model))
+def both(request, tmp_path_factory):
+    """The two runtimes with the same weights, which went through a file."""
+    from oln_d2.training import StrictCheckpointer
+
+    path = str(tmp_path_factory.mktemp("both") / "standalone.pth")
+    ours = standalone_model(*request.param, min_size=224, max_size=320)
+    save_checkpoint(ours, path)
+    theirs, cfg = detectron2_model(*request.param)
+    StrictCheckpointer(theirs).load(path)
+    return ours, theirs, cfg
+
+
+@pytest.fixture(scope="module")
+def image_file(tmp_path_factory):
+    """A picture of odd size, and not square, with some structure."""
+    y, x = np.mgrid[:157, :211]
+    waves = np.stack([np.sin(x / 9 + y / 31), np.cos(y / 7), np.sin((x - y) / 17)], axis=2)
+    noise = np.random.RandomState(0).uniform(-40, 40, waves.shape)
+    path = tmp_path_factory.mktemp("image") / "image.png"
+    Image.fromarray((128 + 80 * waves + noise).clip(0, 255).astype(np.uint8)).save(path)
+    return str(path)
+
+
+@NEEDS_DETECTRON2
+def test_detections_of_an_image_file_agree(both, image_file):
+    """From the file to the boxes: resize, normalisation, features, anchors, pooling, NMS, rescaling."""
+    from detectron2.data import transforms as T
+    from detectron2.data.detection_utils import read_image as detectron2_read_image
+
+    ours, theirs, cfg = both
+    with torch.no_grad():
+        (actual,) = ours([read_image(image_file)])
+        image = detectron2_read_image(image_file, "RGB")
+        height, width = image.shape[:2]
+        resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        image = resize.get_transform(image).apply_image(image)
+        image = torch.from_numpy(image.transpose(2, 0, 1).copy())
+        (expected,) = theirs([{"image": image, "height": height, "width": width}])
+    expected = expected["instances"]
+    assert len(expected) > 200 and expected.scores.max() - expected.scores.min() > 0.05
+    assert len(actual["boxes"]) == len(expected)
+    close(actual["scores"], expected.scores, rtol=0, atol=1e-4)
+    match(actual, expected.pred_boxes.tensor, expected.scores, max(width, height))
+
+
+@NEEDS_DETECTRON2
+def test_losses_agree(both):
+    """The same seed draws the same samples: the losses and gradients must be those of Detectron2."""
+    from detectron2.structures import Boxes, Instances
+    from detectron2.utils.events import EventStorage
+
+    ours, theirs, _ = both
+    torch.manual_seed(1)
+    pixels = [torch.randint(0, 256, (3, *size)) for size in [(224, 224), (224, 301), (224, 250)]]
+    ours.train(), theirs.train()
+    try:
+        torch.manual_seed(7)
+        actual = ours([p / 255 for p in pixels], [{"boxes": boxes} for boxes in GT])
+        inputs = []
+        for p, boxes in zip(pixels, GT):
+            gt = Instances(p.shape[-2:], gt_boxes=Boxes(boxes))
+            gt.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
+            inputs.append({"image": p.to(torch.uint8), "instances": gt})
+        torch.manual_seed(7)
+        with EventStorage():
+            expected = theirs(inputs)
+    finally:
+        ours.eval(), theirs.eval()
+    assert set(actual) == set(expected)
+    for name in expected:
+        assert expected[name] > 1e-3
+        close(actual[name].detach(), expected[name].detach(), rtol=1e-4)
+
+
+@NEEDS_DETECTRON2
+@pytest.mark.parametrize("depth, norm", MODELS)
+def test_detectron2_checkpoints_load(depth, norm, tmp_path):
+    """What Detectron2's trainer saves, optimizer and all, must load without executing pickled code."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    theirs, cfg = detectron2_model(depth, norm)
+    optimizer = torch.optim.SGD(theirs.parameters(), 0.1)
+    checkpointer = DetectionCheckpointer(theirs, str(tmp_path), optimizer=optimizer)
+    checkpointer.save("model", iteration=3)
+    ours = standalone_model(depth, norm)
+    load_checkpoint(ours, str(tmp_path / "model.pth"))
+    back = str(tmp_path / "back.pth")
+    save_checkpoint(ours, back)
+    expected = theirs.state_dict()
+    actual = torch.load(back, weights_only=True)["model"]
+    assert set(actual) == set(expected)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_golden("e2e_r18_small")
+
+
+@pytest.fixture(scope="module")
+def golden_model(tmp_path_factory):
+    """The golden model with the weights of the public code, by way of a file."""
+    from test_end_to_end import public_state_dict
+
+    from oln_d2.convert import convert_public_state_dict
+
+    path = str(tmp_path_factory.mktemp("golden") / "public.pth")
+    torch.save(convert_public_state_dict(public_state_dict())[0], path)
+    return oln_box_resnet18_fpn(
+        checkpoint=path, fpn_channels=32, representation_size=64, trainable_backbone_layers=5
+    ).eval()
+
+
+def golden_inputs(golden):
+    from torchvision.models.detection.image_list import ImageList
+
+    return ImageList(golden["image"], [tuple(golden["img_shape"].tolist())])
+
+
+def test_detections_match_public_code(golden_model, golden):
+    """The standalone runtime, too, must give a user of the public weights the public boxes and scores."""
+    images = golden_inputs(golden)
+    with torch.no_grad():
+        features = golden_model.backbone(images.tensors)
+        for i, level in enumerate(features.values(), 2):
+            close(level, golden[f"P{i}"], rtol=1e-4, atol=1e-5)
+        proposals, _ = golden_model.rpn(images, features)
+        (detections,), _ = golden_model.roi_heads(features, proposals, images.image_sizes)
+    for found, scores, name in (
+        (proposals[0], proposals[0]["centerness"], "proposals"),
+        (detections, detections["scores"], "dets"),
+    ):
+        expected = golden[name]
+        expected = expected[(expected[:, 2:4] > expected[:, :2]).all(dim=1)]
+        area = (found["boxes"][:, 2:] > found["boxes"][:, :2]).all(dim=1)
+        assert area.sum() == len(expected)
+        match({"boxes": found["boxes"][area], "scores": scores[area]}, *expected.split([4, 1], 1), 213)
+
+
+def test_losses_match_public_code(golden_model, golden, first_n):
+    """A step of standalone training must be the public model's."""
+    images = golden_inputs(golden)
+    targets = [{"boxes": golden["train_gt"]}]
+    golden_model.train()
+    try:
+        features = golden_model.backbone(images.tensors)
+        proposals, losses = golden_model.rpn(images, features, targets)
+        # The sample takes the first n: bring the proposals into the public code's order, level by level,
+        # and the objects before them.
+        theirs = golden["proposals"]
+        theirs = theirs[(theirs[:, 2:4] > theirs[:, :2]).all(dim=1), :4]
+        boxes = proposals[0]["boxes"]
+        order = torch.cdist(theirs, boxes).argmin(dim=1)
+        proposals = [{"boxes": torch.cat([golden["train_gt"], boxes[order]])}]
+        golden_model.roi_heads.add_gt_proposals = lambda proposals, gt_boxes: proposals
+        losses.update(golden_model.roi_heads(features, proposals, images.image_sizes, targets)[1])
+    finally:
+        del golden_model.roi_heads.add_gt_proposals
+        golden_model.eval()
+    for ours, theirs in {
+        "loss_rpn_loc": "train_loss_rpn_bbox", "loss_rpn_obj": "train_loss_rpn_obj",
+        "loss_box_reg": "train_loss_bbox", "loss_box_score": "train_loss_bbox_score",
+    }.items():  # fmt: skip
+        close(losses[ours].detach(), golden[theirs].sum(), rtol=1e-4)
+
+
+@NEEDS_DETECTRON2
+@pytest.mark.parametrize("size", [(64, 96), (101, 333), (1, 1)])
+def test_anchors_agree(size):
+    """Anchors of odd image sizes, and of odd or broken sizes, must not be rounded or shifted."""
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+    from torchvision.models.detection.image_list import ImageList
+
+    from oln_d2.standalone.detector import STRIDES, SquareAnchors
+
+    sizes = [45, 64, 128.5, 256, 512]
+    features = [torch.zeros(2, 8, -(-size[0] // s), -(-size[1] // s)) for s in STRIDES]
+    shapes = [ShapeSpec(channels=8, stride=s) for s in STRIDES]
+    theirs = DefaultAnchorGenerator(
+        sizes=[[s] for s in sizes], aspect_ratios=[[1.0]], strides=[s.stride for s in shapes], offset=0.0
+    )
+    ours = SquareAnchors(sizes)(ImageList(torch.zeros(2, 3, *size), [size] * 2), features)
+    assert len(ours) == 2
+    assert torch.equal(ours[0], torch.cat([boxes.tensor for boxes in theirs(features)]))
+
+
+@NEEDS_DETECTRON2
+def test_resized_shapes_agree():
+    """One pixel off would make other features of every image."""
+    from detectron2.data.transforms import ResizeShortestEdge
+
+    from oln_d2.standalone.detector import resized_shape
+
+    rng = np.random.RandomState(0)
+    for height, width in [*rng.randint(20, 2000, (500, 2)).tolist(), [480, 640], [333, 1000], [7, 7]]:
+        for limits in [(800, 1333), (256, 426), (224, 320), (256, 256)]:
+            expected = ResizeShortestEdge.get_output_shape(height, width, *limits)
+            assert resized_shape(height, width, *limits) == expected
+
+
+def test_rpn_nms_drops_duplicates():
+    """`rpn_nms_thresh` must thin the proposals of a level, and only then."""
+    from torchvision.ops import box_iou
+
+    image = [torch.rand(3, 96, 128)]
+    counts = []
+    for thresh in (None, 0.7):
+        model = standalone_model(min_size=96, max_size=128, rpn_nms_thresh=thresh)
+        images, _ = model.transform(image)
+        (proposals,), _ = model.rpn(images, model.backbone(images.tensors))
+        assert (proposals["centerness"].diff() <= 0).all()
+        counts.append(len(proposals["boxes"]))
+    small = proposals["boxes"][(proposals["boxes"][:, 2:] - proposals["boxes"][:, :2]).amax(dim=1) < 30]
+    assert 0 < counts[1] < counts[0]
+    assert box_iou(small, small).fill_diagonal_(0).max() <= 0.7 or len(small) == 0
+
+
+def test_images_without_objects_and_batches():
+    """Images without objects must train with a gradient for every parameter; results keep the order."""
+    torch.manual_seed(0)
+    model = standalone_model(18, "GN", min_size=96, max_size=160).train()
+    images = [torch.rand(3, 90, 120), torch.rand(3, 130, 70)]
+    losses = model(images, [{"boxes": torch.zeros(0, 4)}] * 2)
+    assert losses["loss_box_reg"] == losses["loss_box_score"] == losses["loss_rpn_loc"] == 0
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.eval()
+    with torch.no_grad():
+        together = model(images)
+        alone = [model([image])[0] for image in images]
+    for one, other, image in zip(together, alone, images):
+        close(one["scores"], other["scores"], rtol=0, atol=1e-4)
+        match(one, other["boxes"], other["scores"], 130)
+        height, width = image.shape[-2:]
+        assert (one["boxes"] >= 0).all() and (one["boxes"] <= torch.tensor([width, height] * 2)).all()
+        assert (one["scores"].diff() <= 0).all()
+
+
+def test_no_proposals():
+    """Predictions that are all without area, or not finite, must not break inference."""
+    model = standalone_model(min_size=64, max_size=64)
+    for value in (0.0, float("nan")):
+        torch.nn.init.constant_(model.rpn.head.bbox_pred.weight, 0)
+        torch.nn.init.constant_(model.rpn.head.bbox_pred.bias, value)
+        (found,) = model([torch.rand(3, 50, 60)])
+        assert found["boxes"].shape == (0, 4) and found["scores"].shape == (0,)
+        model.train()
+        if value == 0:
+            losses = model([torch.rand(3, 50, 60)], [{"boxes": torch.zeros(0, 4)}])
+            sum(losses.values()).backward()
+        else:
+            with pytest.raises(FloatingPointError, match="learning rate"):
+                model([torch.rand(3, 50, 60)], [{"boxes": torch.zeros(0, 4)}])
+        model.eval()
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (torch.zeros(3, 20, 20, dtype=torch.uint8), "has to be float"),
+        (torch.zeros(1, 20, 20), r"\(3, H, W\)"),
+        (torch.full((3, 20, 20), 128.0), "divide 8 bit images by 255"),
+        (torch.full((3, 20, 20), float("nan")), "outside"),
+        (torch.zeros(3, 0, 20), "empty"),
+    ],
+)
+def test_bad_images(image, message):
+    """An image in another range or layout must not silently give nonsense."""
+    with pytest.raises(InputError, match=message):
+        standalone_model()([image])
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [({"depth": 42}, "depth is 42; use one of 10, 18"), ({"norm": "BN"}, "norm is 'BN'.*FrozenBN, GN"),
+     ({"architecture": "yolo"}, "oln_box, faster_rcnn"), ({"anchor_sizes": [32]}, "P2..P5")],
+)  # fmt: skip
+def test_bad_settings(config, message):
+    """A misspelt setting must be reported with what is possible."""
+    with pytest.raises(InputError, match=message):
+        build_detector(**config)
+
+
+def test_checkpoints_that_do_not_fit(tmp_path):
+    """The user must be told which file, what differs and what to do; the model stays as it was."""
+    path = str(tmp_path / "model.pth")
+    save_checkpoint(standalone_model(), path)
+    for other, message in (
+        (standalone_model(50), "stem|res2.0.conv1.weight has shape"),
+        (standalone_model(18, "GN"), r"res2.0.conv1.norm.running_mean is not in this model|is missing"),
+        (build_detector("faster_rcnn", depth=18, **SMALL), "box_predictor.cls_score.weight is missing"),
+    ):
+        before = copy.deepcopy(other.state_dict())
+        with pytest.raises(InputError, match=f"model.pth: the checkpoint of another model: .*({message})"):
+            load_checkpoint(other, path)
+        assert all(torch.equal(before[k], v) for k, v in other.state_dict().items())
+
+
+class Code:
+    """Pickled, it would call `print`."""
+
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_files_that_are_no_checkpoints(tmp_path, capsys):
+    """Nothing in a downloaded file may be executed, and each kind of bad file must be named."""
+    model = standalone_model()
+    for name, content, message in (
+        ("code.pth", {"model": Code()}, "not executed"),
+        ("list.pth", [1, 2], "holds a list"),
+        ("empty.pth", {}, "holds no tensors"),
+    ):
+        torch.save(content, tmp_path / name)
+        with pytest.raises(InputError, match=f"{name}: .*{message}"):
+            load_checkpoint(model, str(tmp_path / name))
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    (tmp_path / "half.pth").write_bytes((tmp_path / "code.pth").read_bytes()[:100])
+    for name in ("text.pth", "half.pth", "gone.pth"):
+        with pytest.raises(InputError, match=name):
+            load_checkpoint(model, str(tmp_path / name))
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_load_detector_builds_the_model(tmp_path):
+    """A checkpoint of the standalone training must need no further settings; others must say so."""
+    path = str(tmp_path / "model.pth")
+    model = standalone_model(min_size=64, max_size=100, anchor_sizes=(16, 32, 64, 128), ltrb_init=0.5)
+    save_checkpoint(model, path)
+    loaded = load_detector(path)
+    image = [torch.rand(3, 60, 90)]
+    (actual,), (expected,) = loaded(image), model(image)
+    assert torch.equal(actual["boxes"], expected["boxes"]) and len(actual["boxes"]) > 0
+    torch.save({"model": model.state_dict()}, path)
+    with pytest.raises(InputError, match="oln_box_resnet50_fpn"):
+        load_detector(path)
+
+
+def test_builders_have_the_papers_settings():
+    """`oln_box_resnet50_fpn()` must be the paper's model: frozen stem, 1500 detections, no RPN NMS."""
+    model = oln_box_resnet50_fpn(weights_backbone=None, trainable_backbone_layers=3)
+    frozen = {name.split(".")[2] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv1", "layer1"}
+    assert model.rpn.nms_thresh is None and model.roi_heads.detections_per_img == 1500
+    assert [size for (size,) in model.rpn.anchor_generator.sizes] == [32, 64, 128, 256, 512]
+    assert (model.transform.min_size, model.transform.max_size) == ((800,), 1333)
+    assert all(p.requires_grad for p in oln_box_resnet18_fpn(weights_backbone=None).parameters())
+
+
+def test_detectron2_is_not_imported(tmp_path):
+    """The runtime must work on machines without Detectron2, and where it is there must not need it."""
+    code = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "detectron2":
+            raise ModuleNotFoundError("No module named 'detectron2'", name=name)
+sys.meta_path.insert(0, Absent())
+sys.argv = ["-m"]
+import oln_d2.quickstart, oln_d2.standalone
+assert not [name for name in sys.modules if name.startswith("detectron2")]
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
