@@ -243,8 +243,9 @@ class OpenWorldResult:
             names = ", ".join(f"AR@{k}" for k in short)
             warnings.append(
                 f"{full.sum()} of {len(full)} images have {cut} detections, where the list seems "
-                f"to be cut off, and {np.median(left):.0f} of them (median) are in the budget: with "
-                f"more detections {names} would be higher. Keep more of them, or compare smaller k only."
+                f"to be cut off, and {np.median(left):.0f} of them (median) are in the budget: "
+                f"with more detections {names} would be higher. Keep more of them, or compare "
+                "smaller k only."
             )
         if self.tied > MANY_TIES:
             warnings.append(
