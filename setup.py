@@ -32,5 +32,6 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=7", "tensorboard"],
+        "benchmark": ["faster-coco-eval"],
     },
 )
