@@ -23,6 +23,14 @@ the split. Protocol "xclass" (the OLN paper's): detections of seen objects cost 
 "filtered": they do. Numbers of different protocols are not comparable.
 """
 
+TRAIN_EXAMPLES = """\
+examples:
+  python -m oln_d2 train --train-json train.json --images train/ --seen cat,dog --val-json val.json \\
+      --val-images val/ --depth 18 --min-size 480 640 --max-size 1000 --batch-size 4 --amp
+  torchrun --nproc_per_node 8 -m oln_d2 train --train-json instances_train2017.json \\
+      --images train2017/ --split voc --amp
+"""
+
 
 def main(argv=None):
     """Run a command and return its exit code: 0, or 2 for bad input."""
@@ -30,6 +38,8 @@ def main(argv=None):
         prog="python -m oln_d2", description="Open-world object localization."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_quickstart(commands)
+    add_train(commands)
     add_evaluate(commands)
     add_benchmark(commands)
     args = parser.parse_args(argv)
@@ -39,6 +49,90 @@ def main(argv=None):
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def add_quickstart(commands):
+    parser = commands.add_parser(
+        "quickstart",
+        help="train OLN and Faster R-CNN on a small synthetic data set and compare what they find",
+        description="Makes a small open-world data set, trains OLN-Box and a Faster R-CNN of the same "
+        "size on it, evaluates both on known and novel objects, and writes pictures. Interrupted, it "
+        "goes on where it was when the same command is given again.",
+    )
+    parser.add_argument(
+        "--output", default="output/quickstart", metavar="DIR", help="default output/quickstart"
+    )
+    parser.add_argument(
+        "--engine", choices=["auto", "standalone", "detectron2"], default="auto",
+        help="what trains; auto: Detectron2 if it is installed, otherwise torchvision alone",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of data and training, default 0")
+    parser.add_argument(
+        "--control", action="store_true", help="leave the novel objects out of the training images"
+    )
+    parser.add_argument("--images", type=int, default=200, metavar="N", help="to train on, default 200")
+    parser.add_argument("--epochs", type=float, default=5.0, metavar="N", help="default 5")
+
+    def run(args):
+        from oln_d2.quickstart import quickstart
+
+        quickstart(
+            args.output,
+            engine=args.engine,
+            seed=args.seed,
+            control=args.control,
+            images=args.images,
+            epochs=args.epochs,
+        )
+
+    parser.set_defaults(run=run)
+
+
+def add_train(commands):
+    parser = commands.add_parser(
+        "train",
+        help="train OLN-Box on COCO-format data, without Detectron2",
+        description="Train OLN-Box with torch and torchvision alone and evaluate it. Defaults are the "
+        "paper's settings. For many GPUs and more settings use train_net.py.",
+        epilog=TRAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--train-json", required=True, metavar="FILE", help="annotations, COCO format")
+    parser.add_argument("--images", required=True, metavar="DIR", help="the folder of their images")
+    seen = parser.add_mutually_exclusive_group(required=True)
+    seen.add_argument("--split", help="the seen categories: voc (20 of COCO's 80) or person")
+    seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
+    parser.add_argument("--val-json", metavar="FILE", help="evaluate on these annotations in the end")
+    parser.add_argument("--val-images", metavar="DIR", help="the folder of their images")
+    parser.add_argument("--output", default="output/train", metavar="DIR", help="default output/train")
+    parser.add_argument("--depth", type=int, default=50, help="of the ResNet: 10, 18, 34, 50 or 101")
+    parser.add_argument(
+        "--scratch", action="store_true",
+        help="no ImageNet weights are fetched; the whole model learns, with group norm",
+    )  # fmt: skip
+    parser.add_argument("--weights", metavar="FILE", help="start from this checkpoint of either runtime")
+    parser.add_argument(
+        "--min-size", type=int, nargs="+", default=[800], metavar="PX",
+        help="length of the shorter image side; of several, training draws one, the last is for testing",
+    )  # fmt: skip
+    parser.add_argument("--max-size", type=int, default=1333, metavar="PX", help="of the longer side")
+    parser.add_argument("--epochs", type=float, default=8, metavar="N", help="default 8")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="of all processes")
+    parser.add_argument("--lr", type=float, help="default 0.02 for 16 images, in proportion")
+    parser.add_argument("--warmup", type=int, default=500, metavar="N", help="iterations, default 500")
+    parser.add_argument("--amp", action="store_true", help="half precision, on a GPU")
+    parser.add_argument("--device", help="default cuda if there is one, else cpu")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="that load images")
+    parser.add_argument("--checkpoint-every", type=int, default=500, metavar="N", help="iterations")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
+
+    def run(args):
+        from oln_d2.standalone.training import train_command
+
+        train_command(args)
+
+    parser.set_defaults(run=run)
 
 
 def add_evaluate(commands):

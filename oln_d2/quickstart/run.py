@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import shutil
+import textwrap
 import time
 from pathlib import Path
 
@@ -24,12 +25,13 @@ KS = (10, 100)
 DETECTIONS = 300  # of an image
 NUM_PICTURES = 4  # the first images of the test set, not chosen by how they come out
 
-MEANING = """\
+MEANING = """
 The training images show {unannotated}. Faster R-CNN learns to tell objects from background and takes all
 that is not annotated for background; OLN learns only how well a box fits an object. By the protocol
 "xclass", AR@k of the novel objects looks at k detections of an image beside those of known objects.
-These are the numbers of one seed and of {num_test} images of shapes{designed}, no measure of how the
-two compare on photographs: docs/quickstart_study.md has both kinds of training images with three seeds.
+These are the numbers of one seed and {num_test} images of shapes{designed}, no measure of how the two
+compare on photographs. docs/quickstart_study.md has three seeds, with and without novel objects in the
+training images: without them it is Faster R-CNN that finds more.
 """
 
 
@@ -113,11 +115,12 @@ def describe(results, control):
     meaning = MEANING.format(
         unannotated="no novel objects"
         if control
-        else "2 to 4 novel objects each, recognisable by their bullseye, none of them annotated",
+        else "2 to 4 novel objects each, all with a bullseye and none of them annotated",
         num_test=len(next(iter(results.values())).ground_truth.image_ids),
         designed="" if control else " that were designed to bring out this difference",
     )
-    return "\n".join(["", tabulate(rows, headers="keys", stralign="right"), "", found, meaning])
+    table = tabulate(rows, headers="keys", stralign="right", disable_numparse=True)
+    return "\n".join(["", table, "", textwrap.fill(f"{found} {meaning}", 100), ""])
 
 
 def _choose_engine(engine):

@@ -90,6 +90,11 @@ class CocoImages(Dataset):
         return image, {"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64)}
 
 
+def mix_seed(*numbers):
+    """One seed of several numbers, each 0 or more; torch looks at the lower 32 bits of a seed only."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 class TrainingBatches(Sampler):
     """
     Yields for each iteration the indices of this process's part of the batch. Which image comes when, and
@@ -125,7 +130,7 @@ class TrainingBatches(Sampler):
                 epoch, place = divmod(position, self.num_images)
                 if epoch != current:
                     current = epoch
-                    generator = torch.Generator().manual_seed((self.seed << 32) + epoch)
+                    generator = torch.Generator().manual_seed(mix_seed(self.seed, 0, epoch))
                     order = torch.randperm(self.num_images, generator=generator).tolist()
                     flips = (torch.rand(self.num_images, generator=generator) < 0.5).tolist()
                 batch.append((order[place], flips[place]))

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from oln_d2.errors import InputError
 from oln_d2.evaluation import GroundTruth, OpenWorldRecall, write_results
 from oln_d2.standalone.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from oln_d2.standalone.data import CocoImages, TrainingBatches
+from oln_d2.standalone.data import CocoImages, TrainingBatches, mix_seed
 from oln_d2.standalone.detector import build_detector
 
 MOMENTUM = 0.9
@@ -88,6 +88,8 @@ def train(
         raise InputError(f"amp needs a GPU, but the device is {device}; leave it out")
     if batch_size < 1 or batch_size % world_size:
         raise InputError(f"batch_size {batch_size} cannot be shared by {world_size} processes")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; it has to be 0 or more")
     if (val_json is None) != (val_images is None):
         raise InputError("val_json and val_images go together; give both or neither")
 
@@ -132,7 +134,7 @@ def train(
         bar = tqdm(loader, initial=start, total=iterations, disable=rank > 0, mininterval=1, unit="it")
         for iteration, (batch, targets) in enumerate(bar, start):
             # Samples and scales follow from the iteration, not from what was drawn before a resume.
-            torch.manual_seed(((seed * world_size + rank) << 32) + iteration)
+            torch.manual_seed(mix_seed(seed, 1 + rank, iteration))
             for group in optimizer.param_groups:
                 group["lr"] = lr * _lr_factor(iteration, iterations, warmup)
             batch = [image.to(device) for image in batch]
@@ -163,6 +165,43 @@ def train(
     finally:
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def train_command(args):
+    """`python -m oln_d2 train`, see there."""
+    config = {"depth": args.depth, "min_size": tuple(args.min_size), "max_size": args.max_size}
+    weights_backbone = None
+    if args.scratch:
+        config.update(norm="GN", trainable_backbone_layers=5, ltrb_init=0.5)
+    elif args.weights is None and not os.path.exists(os.path.join(args.output, "checkpoint.pth")):
+        if args.depth == 10:
+            raise InputError("there are no ImageNet weights for --depth 10; add --scratch")
+        weights_backbone = "IMAGENET1K_V1"
+    result = train(
+        args.train_json,
+        args.images,
+        args.split or args.seen,
+        args.output,
+        val_json=args.val_json,
+        val_images=args.val_images,
+        config=config,
+        weights=args.weights,
+        weights_backbone=weights_backbone,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        warmup=args.warmup,
+        amp=args.amp,
+        device=args.device,
+        workers=args.workers,
+        checkpoint_every=args.checkpoint_every,
+        seed=args.seed,
+        resume=args.resume,
+    )
+    if result is not None:
+        print(result)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"The model is {os.path.join(args.output, 'model_final.pth')}.")
 
 
 def evaluate(model, dataset, ground_truth, output=None, workers=0):
