@@ -25,6 +25,11 @@ RECIPES = {
 }
 
 
+def _is_progress(record):
+    """Of all that Detectron2 logs: losses and ETA, and what may be wrong."""
+    return record.name == "detectron2.utils.events" or record.levelno >= logging.WARNING
+
+
 def train_and_detect(model, data, folder, seed, epochs):
     """See :func:`oln_d2.quickstart.standalone_engine.train_and_detect`."""
     for part in ("train", "test"):
@@ -46,11 +51,11 @@ def train_and_detect(model, data, folder, seed, epochs):
     cfg.merge_from_list(
         ["DATASETS.TRAIN", ("quickstart_train",), "DATASETS.TEST", ("quickstart_test",)]
         + ["OUTPUT_DIR", str(folder), "SEED", seed, "SOLVER.MAX_ITER", iterations]
-        + ["SOLVER.STEPS", (iterations * 6 // 8, iterations * 7 // 8)]
+        + ["SOLVER.STEPS", tuple(sorted({iterations * 6 // 8, iterations * 7 // 8} - {0}))]
         + ["TEST.OPEN_WORLD_PROTOCOLS", ["xclass"]]
     )
-    setup_logger(str(folder), name="oln_d2").setLevel(logging.WARNING)
-    setup_logger(str(folder))
+    for handler in setup_logger().handlers:
+        handler.addFilter(_is_progress)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)
     trainer.train()  # and detects in the end

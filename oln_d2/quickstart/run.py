@@ -120,7 +120,7 @@ def describe(results, control):
         designed="" if control else " that were designed to bring out this difference",
     )
     table = tabulate(rows, headers="keys", stralign="right", disable_numparse=True)
-    return "\n".join(["", table, "", textwrap.fill(f"{found} {meaning}", 100), ""])
+    return "\n".join(["", table, "", textwrap.fill(found + meaning, 100), ""])
 
 
 def _choose_engine(engine):
