@@ -27,8 +27,8 @@ NUM_PICTURES = 4  # the first images of the test set, not chosen by how they com
 
 MEANING = """
 The training images show {unannotated}. Faster R-CNN learns to tell objects from background and takes all
-that is not annotated for background; OLN learns only how well a box fits an object. By the protocol
-"xclass", AR@k of the novel objects looks at k detections of an image beside those of known objects.
+that is not annotated for background; OLN learns how well boxes fit the annotated objects and is taught
+little about the rest. By the protocol "xclass", AR@k of the novel objects looks at k detections of an image beside those of known objects.
 These are the numbers of one seed and {num_test} images of shapes{designed}, no measure of how the two
 compare on photographs. docs/quickstart_study.md has three seeds, with and without novel objects in the
 training images: without them it is Faster R-CNN that finds more.

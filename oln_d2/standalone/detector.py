@@ -464,6 +464,8 @@ def build_detector(
     if len(anchor_sizes) not in (4, 5):
         raise InputError(f"anchor_sizes is {anchor_sizes}; give 4 sizes, for P2..P5, or 5, for P2..P6")
     if depth == 10:
+        if weights_backbone is not None:
+            raise InputError("there are no pretrained weights for depth 10; train it from scratch with GN")
         resnet = _small_resnet(NORMS[norm])
     else:
         resnet = get_model(f"resnet{depth}", weights=weights_backbone, norm_layer=NORMS[norm])

@@ -174,8 +174,6 @@ def train_command(args):
     if args.scratch:
         config.update(norm="GN", trainable_backbone_layers=5, ltrb_init=0.5)
     elif args.weights is None and not os.path.exists(os.path.join(args.output, "checkpoint.pth")):
-        if args.depth == 10:
-            raise InputError("there are no ImageNet weights for --depth 10; add --scratch")
         weights_backbone = "IMAGENET1K_V1"
     result = train(
         args.train_json,
