@@ -1,6 +1,6 @@
 """
-Names of parameters: those of the authors' code (mmdet) and of the standalone runtime (torchvision) in
-Detectron2's, the ones that checkpoints have. Needs no Detectron2.
+Names of parameters: those of the authors' code (mmdet) and of the standalone runtime (torchvision)
+in Detectron2's, the ones that checkpoints have. Needs no Detectron2.
 """
 
 import re
@@ -22,7 +22,8 @@ _OF_PUBLIC = [
     (r"^rpn_head\.rpn_conv\.", "proposal_generator.rpn_head.conv."),
     (r"^rpn_head\.rpn_obj\.", "proposal_generator.rpn_head.objectness_logits."),
     (r"^rpn_head\.rpn_reg\.", "proposal_generator.rpn_head.anchor_deltas."),
-    (r"^roi_head\.bbox_head\.shared_fcs\.(\d)\.", lambda m: f"roi_heads.box_head.fc{int(m[1]) + 1}."),
+    (r"^roi_head\.bbox_head\.shared_fcs\.0\.", "roi_heads.box_head.fc1."),
+    (r"^roi_head\.bbox_head\.shared_fcs\.1\.", "roi_heads.box_head.fc2."),
     (r"^roi_head\.bbox_head\.fc_reg\.", "roi_heads.box_predictor.bbox_pred."),
     (r"^roi_head\.bbox_head\.fc_bbox_score\.", "roi_heads.box_predictor.box_score."),
 ]
@@ -44,6 +45,7 @@ _OF_TORCHVISION = [
     (r"^roi_heads\.box_head\.fc7\.", "roi_heads.box_head.fc2."),
 ]
 _UNUSED = re.compile(r"(rpn_head\.rpn_cls|bbox_head\.fc_cls)\.|\.num_batches_tracked$")
+_PREFIXES = ("backbone.bottom_up.", "backbone.fpn_", "proposal_generator.", "roi_heads.")
 _LTRB_OF_TBLR = [2, 0, 3, 1]  # their order is top, bottom, left, right
 
 
@@ -71,8 +73,8 @@ def convert_public_state_dict(state_dict):
 
     Returns:
         dict[str, Tensor]: the same under our names, distances in our order.
-        list[str]: names that our model does not have: the classifiers, which OLN never uses, and the
-        counters of batch norm.
+        list[str]: names that our model does not have: the classifiers, which OLN never uses, and
+        the counters of batch norm.
 
     Raises:
         InputError: a name that the authors' OLN-Box does not have.
@@ -83,7 +85,7 @@ def convert_public_state_dict(state_dict):
             unused.append(name)
             continue
         new_name = _rename(name, _OF_PUBLIC)
-        if not new_name.startswith(("backbone.bottom_up.", "backbone.fpn_", "proposal_gen", "roi_heads.")):
+        if not new_name.startswith(_PREFIXES):
             raise InputError(f"{name} is no parameter of the authors' OLN-Box")
         if ".anchor_deltas." in new_name:
             tensor = tensor[torch.tensor(_LTRB_OF_TBLR)]

@@ -32,9 +32,11 @@ def data(tmp_path_factory):
 
 
 def test_novel_objects_are_never_annotated_in_training(data):
-    """Else the comparison would be of something else: annotations of the training images are of known
-    objects only, those of the test images of both."""
-    names = {category["id"]: category["name"] for category in load(data / "data", "train")["categories"]}
+    """Else the comparison would be of something else: annotations of the training images are of
+    known objects only, those of the test images of both."""
+    names = {
+        category["id"]: category["name"] for category in load(data / "data", "train")["categories"]
+    }
     found = {
         part: {names[a["category_id"]] for a in load(data / "data", part)["annotations"]}
         for part in ("train", "test")
@@ -98,7 +100,17 @@ def test_boxes_are_tight(monkeypatch):
 def test_quickstart_command(tmp_path):
     """The README's first command: table, meaning and pictures; given again, it repeats no work."""
     output = tmp_path / "out"
-    args = ["quickstart", "--engine", "standalone", "--images", 8, "--epochs", 1, "--output", output]
+    args = [
+        "quickstart",
+        "--engine",
+        "standalone",
+        "--images",
+        8,
+        "--epochs",
+        1,
+        "--output",
+        output,
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     runs = []
     for _ in range(2):
@@ -124,7 +136,9 @@ def test_quickstart_command(tmp_path):
 
 @NEEDS_DETECTRON2
 def test_quickstart_with_detectron2(tmp_path):
-    """Where Detectron2 is installed it trains; its checkpoint must load in the standalone runtime."""
+    """
+    Where Detectron2 is installed it trains; its checkpoint must load in the standalone runtime.
+    """
     from oln_d2.quickstart.standalone_engine import CONFIGS
     from oln_d2.standalone import build_detector, load_checkpoint
 
@@ -163,7 +177,9 @@ def test_interrupted_quickstart_goes_on(tmp_path, monkeypatch, capsys):
         quickstart(tmp_path, **settings)
     threads = torch.get_num_threads()
     quickstart(tmp_path, **settings)
-    assert trained == ["oln_box", "faster_rcnn", "faster_rcnn"] and torch.get_num_threads() == threads
+    assert (
+        trained == ["oln_box", "faster_rcnn", "faster_rcnn"] and torch.get_num_threads() == threads
+    )
     assert "OLN-Box: trained before" in capsys.readouterr().out
 
 

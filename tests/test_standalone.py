@@ -1,7 +1,6 @@
 """The standalone runtime: against the Detectron2 components, the public code, and on its own."""
 
 import copy
-import importlib.util
 import subprocess
 import sys
 
@@ -111,7 +110,9 @@ def image_file(tmp_path_factory):
 
 @NEEDS_DETECTRON2
 def test_detections_of_an_image_file_agree(both, image_file):
-    """From the file to the boxes: resize, normalisation, features, anchors, pooling, NMS, rescaling."""
+    """
+    From the file to the boxes: resize, normalisation, features, anchors, pooling, NMS, rescaling.
+    """
     from detectron2.data import transforms as T
     from detectron2.data.detection_utils import read_image as detectron2_read_image
 
@@ -133,7 +134,9 @@ def test_detections_of_an_image_file_agree(both, image_file):
 
 @NEEDS_DETECTRON2
 def test_losses_agree(both):
-    """The same seed draws the same samples: the losses and gradients must be those of Detectron2."""
+    """
+    The same seed draws the same samples: the losses and gradients must be those of Detectron2.
+    """
     from detectron2.structures import Boxes, Instances
     from detectron2.utils.events import EventStorage
 
@@ -163,7 +166,9 @@ def test_losses_agree(both):
 @NEEDS_DETECTRON2
 @pytest.mark.parametrize("depth, norm", MODELS)
 def test_detectron2_checkpoints_load(depth, norm, tmp_path):
-    """What Detectron2's trainer saves, optimizer and all, must load without executing pickled code."""
+    """
+    What Detectron2's trainer saves, optimizer and all, must load without executing pickled code.
+    """
     from detectron2.checkpoint import DetectionCheckpointer
 
     theirs, cfg = detectron2_model(depth, norm)
@@ -206,7 +211,9 @@ def golden_inputs(golden):
 
 
 def test_detections_match_public_code(golden_model, golden):
-    """The standalone runtime, too, must give a user of the public weights the public boxes and scores."""
+    """
+    The standalone runtime, too, must give a user of the public weights the public boxes and scores.
+    """
     images = golden_inputs(golden)
     with torch.no_grad():
         features = golden_model.backbone(images.tensors)
@@ -234,8 +241,8 @@ def test_losses_match_public_code(golden_model, golden, first_n):
     try:
         features = golden_model.backbone(images.tensors)
         proposals, losses = golden_model.rpn(images, features, targets)
-        # The sample takes the first n: bring the proposals into the public code's order, level by level,
-        # and the objects before them.
+        # The sample takes the first n: bring the proposals into the public code's order, level by
+        # level, and the objects before them.
         theirs = golden["proposals"]
         theirs = theirs[(theirs[:, 2:4] > theirs[:, :2]).all(dim=1), :4]
         boxes = proposals[0]["boxes"]
@@ -267,7 +274,10 @@ def test_anchors_agree(size):
     features = [torch.zeros(2, 8, -(-size[0] // s), -(-size[1] // s)) for s in STRIDES]
     shapes = [ShapeSpec(channels=8, stride=s) for s in STRIDES]
     theirs = DefaultAnchorGenerator(
-        sizes=[[s] for s in sizes], aspect_ratios=[[1.0]], strides=[s.stride for s in shapes], offset=0.0
+        sizes=[[s] for s in sizes],
+        aspect_ratios=[[1.0]],
+        strides=[s.stride for s in shapes],
+        offset=0.0,
     )
     ours = SquareAnchors(sizes)(ImageList(torch.zeros(2, 3, *size), [size] * 2), features)
     assert len(ours) == 2
@@ -282,7 +292,12 @@ def test_resized_shapes_agree():
     from oln_d2.standalone.detector import resized_shape
 
     rng = np.random.RandomState(0)
-    for height, width in [*rng.randint(20, 2000, (500, 2)).tolist(), [480, 640], [333, 1000], [7, 7]]:
+    for height, width in [
+        *rng.randint(20, 2000, (500, 2)).tolist(),
+        [480, 640],
+        [333, 1000],
+        [7, 7],
+    ]:
         for limits in [(800, 1333), (256, 426), (224, 320), (256, 256)]:
             expected = ResizeShortestEdge.get_output_shape(height, width, *limits)
             assert resized_shape(height, width, *limits) == expected
@@ -300,13 +315,17 @@ def test_rpn_nms_drops_duplicates():
         (proposals,), _ = model.rpn(images, model.backbone(images.tensors))
         assert (proposals["centerness"].diff() <= 0).all()
         counts.append(len(proposals["boxes"]))
-    small = proposals["boxes"][(proposals["boxes"][:, 2:] - proposals["boxes"][:, :2]).amax(dim=1) < 30]
+    small = proposals["boxes"][
+        (proposals["boxes"][:, 2:] - proposals["boxes"][:, :2]).amax(dim=1) < 30
+    ]
     assert 0 < counts[1] < counts[0]
     assert box_iou(small, small).fill_diagonal_(0).max() <= 0.7 or len(small) == 0
 
 
 def test_images_without_objects_and_batches():
-    """Images without objects must train with a gradient for every parameter; results keep the order."""
+    """
+    Images without objects must train with a gradient for every parameter; results keep the order.
+    """
     torch.manual_seed(0)
     model = standalone_model(18, "GN", min_size=96, max_size=160).train()
     images = [torch.rand(3, 90, 120), torch.rand(3, 60, 80)]  # of one size once resized
@@ -322,7 +341,9 @@ def test_images_without_objects_and_batches():
         close(one["scores"], other["scores"], rtol=0, atol=1e-4)
         match(one, other["boxes"], other["scores"], 120)
         height, width = image.shape[-2:]
-        assert (one["boxes"] >= 0).all() and (one["boxes"] <= torch.tensor([width, height] * 2)).all()
+        assert (one["boxes"] >= 0).all() and (
+            one["boxes"] <= torch.tensor([width, height] * 2)
+        ).all()
         assert (one["scores"].diff() <= 0).all()
 
 
@@ -362,7 +383,8 @@ def test_bad_images(image, message):
 
 @pytest.mark.parametrize(
     "config, message",
-    [({"depth": 42}, "depth is 42; use one of 10, 18"), ({"norm": "BN"}, "norm is 'BN'.*FrozenBN, GN"),
+    [({"depth": 42}, "depth is 42; use one of 10, 18"),
+     ({"norm": "BN"}, "norm is 'BN'.*FrozenBN, GN"),
      ({"depth": 10, "weights_backbone": "DEFAULT"}, "no pretrained weights for depth 10"),
      ({"architecture": "yolo"}, "oln_box, faster_rcnn"), ({"anchor_sizes": [32]}, "P2..P5")],
 )  # fmt: skip
@@ -378,11 +400,19 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     save_checkpoint(standalone_model(), path)
     for other, message in (
         (standalone_model(50), "stem|res2.0.conv1.weight has shape"),
-        (standalone_model(18, "GN"), r"res2.0.conv1.norm.running_mean is not in this model|is missing"),
-        (build_detector("faster_rcnn", depth=18, **SMALL), "box_predictor.cls_score.weight is missing"),
+        (
+            standalone_model(18, "GN"),
+            r"res2.0.conv1.norm.running_mean is not in this model|is missing",
+        ),
+        (
+            build_detector("faster_rcnn", depth=18, **SMALL),
+            "box_predictor.cls_score.weight is missing",
+        ),
     ):
         before = copy.deepcopy(other.state_dict())
-        with pytest.raises(InputError, match=f"model.pth: the checkpoint of another model: .*({message})"):
+        with pytest.raises(
+            InputError, match=f"model.pth: the checkpoint of another model: .*({message})"
+        ):
             load_checkpoint(other, path)
         assert all(torch.equal(before[k], v) for k, v in other.state_dict().items())
 
@@ -416,7 +446,9 @@ def test_files_that_are_no_checkpoints(tmp_path, capsys):
 def test_load_detector_builds_the_model(tmp_path):
     """A checkpoint of the standalone training must need no further settings; others must say so."""
     path = str(tmp_path / "model.pth")
-    model = standalone_model(min_size=64, max_size=100, anchor_sizes=(16, 32, 64, 128), ltrb_init=0.5)
+    model = standalone_model(
+        min_size=64, max_size=100, anchor_sizes=(16, 32, 64, 128), ltrb_init=0.5
+    )
     save_checkpoint(model, path)
     loaded = load_detector(path)
     image = [torch.rand(3, 60, 90)]
@@ -428,7 +460,9 @@ def test_load_detector_builds_the_model(tmp_path):
 
 
 def test_builders_have_the_papers_settings():
-    """`oln_box_resnet50_fpn()` must be the paper's model: frozen stem, 1500 detections, no RPN NMS."""
+    """
+    `oln_box_resnet50_fpn()` must be the paper's model: frozen stem, 1500 detections, no RPN NMS.
+    """
     model = oln_box_resnet50_fpn(weights_backbone=None, trainable_backbone_layers=3)
     frozen = {name.split(".")[2] for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {"conv1", "layer1"}
@@ -439,7 +473,9 @@ def test_builders_have_the_papers_settings():
 
 
 def test_detectron2_is_not_imported(tmp_path):
-    """The runtime must work on machines without Detectron2, and where it is there must not need it."""
+    """
+    The runtime must work on machines without Detectron2, and where it is there must not need it.
+    """
     code = """
 import sys
 class Absent:

@@ -38,13 +38,20 @@ def coco(tmp_path_factory):
 
 def run(coco, output, **kwargs):
     """8 iterations of 2 of the 5 training images."""
-    settings = {"config": CONFIG, "epochs": 3.2, "batch_size": 2, "warmup": 2, "checkpoint_every": 3}
+    settings = {
+        "config": CONFIG,
+        "epochs": 3.2,
+        "batch_size": 2,
+        "warmup": 2,
+        "checkpoint_every": 3,
+    }
     settings.update(device="cpu", workers=0, seed=5)
     settings.update(kwargs)
     annotations = coco / "coco/annotations"
     return train(
-        str(annotations / "instances_train2017.json"), str(coco / "coco/train2017"), "voc", str(output),
-        val_json=str(annotations / "instances_val2017.json"), val_images=str(coco / "coco/val2017"),
+        str(annotations / "instances_train2017.json"), str(coco / "coco/train2017"), "voc",
+        str(output), val_json=str(annotations / "instances_val2017.json"),
+        val_images=str(coco / "coco/val2017"),
         **settings,
     )  # fmt: skip
 
@@ -66,7 +73,9 @@ def test_training_learns_and_evaluates(coco, uninterrupted):
     before = build_detector(**CONFIG)
     after = load_detector(str(output / "model_final.pth"))
     names = [name for name, _ in before.named_parameters()]
-    same = [n for n, p, q in zip(names, before.parameters(), after.parameters()) if torch.equal(p, q)]
+    same = [
+        n for n, p, q in zip(names, before.parameters(), after.parameters()) if torch.equal(p, q)
+    ]
     # P5 is too coarse for these images: no anchor of it trains, no RoI is pooled from it.
     assert not [name for name in same if not name.startswith("backbone.fpn.layer_blocks.3.")]
     detections = json.loads((output / "coco_instances_results.json").read_text())
@@ -134,7 +143,9 @@ def test_bad_arguments_stop_before_training(coco, uninterrupted, tmp_path, chang
 
 
 def test_weights_are_the_start(coco, uninterrupted, tmp_path):
-    """Training from a checkpoint must begin with its weights; without learning it must keep them."""
+    """
+    Training from a checkpoint must begin with its weights; without learning it must keep them.
+    """
     run(coco, tmp_path, weights=str(uninterrupted[0] / "model_final.pth"), lr=0.0, epochs=0.8)
     expected = parameters(uninterrupted[0])
     assert all(torch.equal(expected[name], value) for name, value in parameters(tmp_path).items())
@@ -159,7 +170,9 @@ def test_diverged_training_stops(coco, tmp_path):
 
 
 def test_batches_cover_every_epoch_and_are_shared():
-    """Each image once an epoch; processes take disjoint parts of the same batch; any start will do."""
+    """
+    Each image once an epoch; processes take disjoint parts of the same batch; any start will do.
+    """
     whole = list(TrainingBatches(7, 4, range(14), seed=3))
     flat = [index for batch in whole for index in batch]
     for epoch in range(8):
@@ -200,7 +213,12 @@ def test_images_are_upright_rgb(tmp_path):
 
 
 def command(*args, launcher=("-m",), **kwargs):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "ignore",
+    }
     return subprocess.run(
         [sys.executable, *launcher, "oln_d2", *map(str, args)],
         cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, **kwargs,

@@ -29,18 +29,19 @@ def read_json(path):
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not complete, valid JSON ({error}); fetch or write it again") from None
+        message = f"{path}: not complete, valid JSON ({error}); fetch or write it again"
+        raise InputError(message) from None
 
 
 def load_coco(path):
     """
-    Read a COCO ground truth file and check all that training or evaluation will rely on, so that bad
-    data stops the run before work is lost.
+    Read a COCO ground truth file and check all that training or evaluation will rely on, so that
+    bad data stops the run before work is lost.
 
     Args:
-        path (str): JSON with the lists `images` (`id`, `width`, `height`), `annotations` (`image_id`,
-            `category_id`, `bbox` as XYWH in absolute pixels; `area` and `iscrowd` optional here) and
-            `categories` (`id`, `name`).
+        path (str): JSON with the lists `images` (`id`, `width`, `height`), `annotations`
+            (`image_id`, `category_id`, `bbox` as XYWH in absolute pixels; `area` and `iscrowd`
+            optional here) and `categories` (`id`, `name`).
 
     Returns:
         dict: the content of the file, unchanged.
@@ -57,7 +58,9 @@ def load_coco(path):
         )
     for field in ("images", "annotations", "categories"):
         if not isinstance(content.get(field), list):
-            raise InputError(f"{path}: field '{field}' is missing or not a list; not COCO ground truth")
+            raise InputError(
+                f"{path}: field '{field}' is missing or not a list; not COCO ground truth"
+            )
     for field in ("images", "categories"):
         if not content[field]:
             raise InputError(f"{path}: field '{field}' is empty; there is nothing to work on")
@@ -106,8 +109,8 @@ def _check_annotation(path, index, annotation, image_ids, category_ids):
 
 def check_images(json_file, image_root, images):
     """
-    Check all images at once before work starts, by one listing a folder: quick on network file systems
-    too.
+    Check all images at once before work starts, by one listing a folder: quick on network file
+    systems too.
 
     Args:
         json_file (str): named in errors.
@@ -118,7 +121,9 @@ def check_images(json_file, image_root, images):
         InputError: an image without `file_name`, `height` or `width`, or whose file is not there.
     """
     if not os.path.isdir(image_root):
-        raise InputError(f"{image_root}: no such folder; the images of {json_file} are expected there")
+        raise InputError(
+            f"{image_root}: no such folder; the images of {json_file} are expected there"
+        )
     listings = {}
     for index, image in enumerate(images):
         for field, kind in (("file_name", str), ("height", int), ("width", int)):
@@ -136,8 +141,8 @@ def check_images(json_file, image_root, images):
 
 def select_for_training(records, seen_ids, json_file):
     """
-    What a model may see in training: annotations of seen categories that are no crowds, and only images
-    of at least `MIN_IMAGE_SIDE` pixels a side that hold one.
+    What a model may see in training: annotations of seen categories that are no crowds, and only
+    images of at least `MIN_IMAGE_SIDE` pixels a side that hold one.
 
     Args:
         records (list[dict]): images, each with `height`, `width` and `annotations`, those of COCO.
@@ -161,8 +166,8 @@ def select_for_training(records, seen_ids, json_file):
             selected.append({**record, "annotations": annotations})
     if not selected:
         raise InputError(
-            f"{json_file}: no image of {MIN_IMAGE_SIDE} px or more a side holds an annotation, no crowd, "
-            "of the seen categories; there is nothing to train on. Choose other seen categories or another "
-            "file"
+            f"{json_file}: no image of {MIN_IMAGE_SIDE} px or more a side holds an annotation, no "
+            "crowd, of the seen categories; there is nothing to train on. Choose other seen "
+            "categories or another file"
         )
     return selected

@@ -9,12 +9,12 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
 @BACKBONE_REGISTRY.register()
 def build_resnet10_fpn_backbone(cfg, input_shape):
     """
-    ResNet-10, one basic block a stage, with FPN; Detectron2's own builder makes basic blocks of one width
-    only and no GroupNorm of fewer channels.
+    ResNet-10, one basic block a stage, with FPN; Detectron2's own builder makes basic blocks of one
+    width only and no GroupNorm of fewer channels.
 
     Args:
-        cfg (CfgNode): MODEL.RESNETS.{RES2_OUT_CHANNELS, NORM} and MODEL.FPN.{OUT_CHANNELS, NORM} are
-            looked at.
+        cfg (CfgNode): MODEL.RESNETS.{RES2_OUT_CHANNELS, NORM} and MODEL.FPN.{OUT_CHANNELS, NORM}
+            are looked at.
         input_shape (ShapeSpec): of the image.
 
     Returns:

@@ -7,13 +7,18 @@ from PIL import Image
 
 TOP = 10
 FOUND_IOU = 0.5
-COLORS = {"known": "#3b9cff", "novel, found": "#19d219", "novel, missed": "#ff3030", "proposal": "white"}
+COLORS = {
+    "known": "#3b9cff",
+    "novel, found": "#19d219",
+    "novel, missed": "#ff3030",
+    "proposal": "white",
+}
 
 
 def draw_proposals(path, image_root, ground_truth, detections, num_images):
     """
-    Write a picture: the first images of a data set in columns, the detectors in rows, each with its 10
-    best boxes, the objects, and which novel objects these boxes find with an IoU of 0.5 or more.
+    Write a picture: the first images of a data set in columns, the detectors in rows, each with its
+    10 best boxes, the objects, and which novel objects these boxes find with an IoU of 0.5 or more.
 
     Args:
         path (str): e.g. PNG.
@@ -46,7 +51,9 @@ def draw_proposals(path, image_root, ground_truth, detections, num_images):
                 kind = "known" if known else "novel, found" if hit else "novel, missed"
                 ax.add_patch(_rectangle(Rectangle, box, COLORS[kind], 2.5))
             ax.set_title(f"{name}: {is_found[~seen].sum()} of {(~seen).sum()} novel", fontsize=10)
-    handles = [Patch(facecolor=color, edgecolor="black", label=kind) for kind, color in COLORS.items()]
+    handles = [
+        Patch(facecolor=color, edgecolor="black", label=kind) for kind, color in COLORS.items()
+    ]
     handles[-1].set_label(f"the {TOP} best proposals")
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     temporary = f"{path}.tmp.png"

@@ -26,20 +26,21 @@ DETECTIONS = 300  # of an image
 NUM_PICTURES = 4  # the first images of the test set, not chosen by how they come out
 
 MEANING = """
-The training images show {unannotated}. Faster R-CNN learns to tell objects from background and takes all
-that is not annotated for background; OLN learns how well boxes fit the annotated objects and is taught
-little about the rest. By the protocol "xclass", AR@k of the novel objects looks at k detections of an image beside those of known objects.
-These are the numbers of one seed and {num_test} images of shapes{designed}, no measure of how the two
-compare on photographs. docs/quickstart_study.md has three seeds, with and without novel objects in the
-training images: without them it is Faster R-CNN that finds more.
+The training images show {unannotated}. Faster R-CNN learns to tell objects from background and
+takes all that is not annotated for background; OLN learns how well boxes fit the annotated objects
+and is taught little about the rest. By the protocol "xclass", AR@k of the novel objects looks at k
+detections of an image beside those of known objects. These are the numbers of one seed and
+{num_test} images of shapes{designed}, no measure of how the two compare on photographs.
+docs/quickstart_study.md has three seeds, with and without novel objects in the training images:
+without them it is Faster R-CNN that finds more.
 """
 
 
 def quickstart(output, *, engine="auto", seed=0, control=False, images=200, epochs=5.0):
     """
     Make the data, train and evaluate both models, print a table and write pictures. What `output`
-    already holds of the same run is not done again. On the CPU, in one thread: so the same seed gives
-    the same numbers, and other work on the machine hardly slows it down.
+    already holds of the same run is not done again. On the CPU, in one thread: so the same seed
+    gives the same numbers, and other work on the machine hardly slows it down.
 
     Args:
         output (str): a folder.
@@ -141,12 +142,14 @@ def _check_settings(folder, settings):
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise InputError(f"{folder}: is not empty and holds no quickstart; choose another --output")
+            raise InputError(
+                f"{folder}: is not empty and holds no quickstart; choose another --output"
+            )
         path.write_text(json.dumps(settings))
     known = json.loads(path.read_text())
     for name, value in settings.items():
         if known.get(name) != value:
             raise InputError(
-                f"{folder}: holds a quickstart with {name} {known.get(name)}, not {value}; choose another "
-                "--output"
+                f"{folder}: holds a quickstart with {name} {known.get(name)}, not {value}; choose "
+                "another --output"
             )

@@ -1,7 +1,7 @@
 """
-A small open-world data set: shapes on textured ground. Known objects are plain; novel ones have the same
-outlines, sizes, colours and textures but carry a bullseye mark. Training annotations tell of known objects
-only, so novel ones in training images are what a classifier learns to call background.
+A small open-world data set: shapes on textured ground. Known objects are plain; novel ones have the
+same outlines, sizes, colours and textures but carry a bullseye mark. Training annotations tell of
+known objects only, so that a classifier learns to call the novel ones background.
 """
 
 import json
@@ -50,7 +50,9 @@ def make_dataset(folder, seed, num_train=200, num_test=100, control=False):
             image, objects = draw_image(rng, with_novel=part == "test" or not control)
             name = f"{index:06d}.png"
             Image.fromarray(image).save(temporary / part / name)
-            content["images"].append({"id": index, "file_name": name, "height": SIZE, "width": SIZE})
+            content["images"].append(
+                {"id": index, "file_name": name, "height": SIZE, "width": SIZE}
+            )
             for category, box, area in objects:
                 if part == "test" or category <= len(KNOWN):
                     content["annotations"].append(
@@ -111,13 +113,14 @@ def draw_image(rng, with_novel=True):
 
 
 def _texture(rng, colour, contrast, height, width):
-    """(height, width, 3), float32: waves of a few random directions and lengths, and coarse spots."""
+    """
+    (height, width, 3), float32: waves of a few random directions and lengths, and coarse spots.
+    """
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    spots = rng.uniform(-contrast, contrast, (3, height // 16 + 2, width // 16 + 2)).astype(np.float32)
-    ret = [
-        np.asarray(Image.fromarray(c).resize((width, height), Image.Resampling.BICUBIC)) for c in spots
-    ]
-    ret = np.stack(ret, axis=2) + colour.astype(np.float32)
+    spots = rng.uniform(-contrast, contrast, (3, height // 16 + 2, width // 16 + 2))
+    spots = [Image.fromarray(channel.astype(np.float32)) for channel in spots]
+    spots = [channel.resize((width, height), Image.Resampling.BICUBIC) for channel in spots]
+    ret = np.stack([np.asarray(channel) for channel in spots], axis=2) + colour.astype(np.float32)
     for _ in range(3):
         angle, length = rng.uniform(0, math.pi), np.exp(rng.uniform(math.log(5), math.log(60)))
         phase = (x * math.cos(angle) + y * math.sin(angle)) * (2 * math.pi / length)

@@ -1,7 +1,14 @@
-"""OLN on torch and torchvision alone: detectors, checkpoints of either runtime, and plain training."""
+"""
+OLN on torch and torchvision alone: detectors, checkpoints of either runtime, and plain training.
+"""
 
 from oln_d2.standalone.checkpoint import load_checkpoint, load_detector, save_checkpoint
-from oln_d2.standalone.detector import OLNBox, build_detector, oln_box_resnet18_fpn, oln_box_resnet50_fpn
+from oln_d2.standalone.detector import (
+    OLNBox,
+    build_detector,
+    oln_box_resnet18_fpn,
+    oln_box_resnet50_fpn,
+)
 from oln_d2.standalone.training import train
 
 __all__ = [

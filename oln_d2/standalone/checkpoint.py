@@ -1,6 +1,6 @@
 """
-Checkpoints that both runtimes read. On disk parameters have Detectron2's names, whichever runtime wrote
-them; what else is in the file is of no concern to the other one.
+Checkpoints that both runtimes read. On disk parameters have Detectron2's names, whichever runtime
+wrote them; what else is in the file is of no concern to the other one.
 """
 
 import os
@@ -28,24 +28,32 @@ def read_checkpoint(path):
         dict: its content, with the parameters under "model".
 
     Raises:
-        InputError: no such file, not a checkpoint, or one that holds more than tensors and plain values.
+        InputError: no such file, not a checkpoint, or one that holds more than tensors and plain
+            values.
     """
     try:
         content = torch.load(os.path.expanduser(path), map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give a checkpoint, e.g. output/model_final.pth") from None
+        raise InputError(
+            f"{path}: no such file; give a checkpoint, e.g. output/model_final.pth"
+        ) from None
     except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{path}: cannot be loaded as tensors and plain values alone ({reason}); pickled code is not "
-            "executed. Where you trust the file, load it yourself and torch.save its state dict"
+            f"{path}: cannot be loaded as tensors and plain values alone ({reason}); pickled code "
+            "is not executed. Where you trust the file, load it yourself and torch.save its state "
+            "dict"
         ) from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, not a checkpoint (a dict of tensors)")
+        raise InputError(
+            f"{path}: holds a {type(content).__name__}, not a checkpoint (a dict of tensors)"
+        )
     if not isinstance(content.get("model"), dict):
         content = {"model": content}
     if not any(isinstance(value, torch.Tensor) for value in content["model"].values()):
-        raise InputError(f"{path}: holds no tensors; give a checkpoint that Detectron2 or `train` wrote")
+        raise InputError(
+            f"{path}: holds no tensors; give a checkpoint that Detectron2 or `train` wrote"
+        )
     return content
 
 
@@ -56,11 +64,12 @@ def load_checkpoint(model, path):
     Args:
         model (OLNBox): changed in place.
         path (str): the file, see :func:`read_checkpoint`. A Detectron2 checkpoint does not tell its
-            settings without parameters (anchor sizes, image size, numbers of proposals, NMS): build the
-            model with those of its config file.
+            settings without parameters (anchor sizes, image size, numbers of proposals, NMS): build
+            the model with those of its config file.
 
     Raises:
-        InputError: see :func:`read_checkpoint`; or the checkpoint of another model. Nothing is loaded.
+        InputError: see :func:`read_checkpoint`; or the checkpoint of another model. Nothing is
+            loaded.
     """
     _load_parameters(model, read_checkpoint(path)["model"], path)
 
@@ -86,8 +95,8 @@ def _load_parameters(model, parameters, path):
     if problems:
         more = f", and {len(problems) - 1} more such differences" if len(problems) > 1 else ""
         raise InputError(
-            f"{path}: the checkpoint of another model: {problems[0]}{more}. Build the model with the depth, "
-            "norm, FPN channels and head of the training"
+            f"{path}: the checkpoint of another model: {problems[0]}{more}. Build the model with "
+            "the depth, norm, FPN channels and head of the training"
         )
     model.load_state_dict({name: parameters[names[name]] for name in own})
 
@@ -106,8 +115,8 @@ def load_detector(path):
     content = read_checkpoint(path)
     if "config" not in content:
         raise InputError(
-            f"{path}: does not tell how its model is built; if Detectron2 trained it, build the model "
-            "yourself, e.g. oln_box_resnet50_fpn(checkpoint=...)"
+            f"{path}: does not tell how its model is built; if Detectron2 trained it, build the "
+            "model yourself, e.g. oln_box_resnet50_fpn(checkpoint=...)"
         )
     model = build_detector(**content["config"])
     _load_parameters(model, content["model"], path)

@@ -39,8 +39,8 @@ class CocoImages(Dataset):
         json_file (str): annotations in COCO format.
         image_root (str): the folder that the `file_name`s start from.
         seen (str or list[str]): the seen categories, see :func:`oln_d2.data.splits.seen_names`.
-        training (bool): True for what a model may see in training: annotations of seen categories that
-            are no crowds, and only images that hold one. False: every image.
+        training (bool): True for what a model may see in training: annotations of seen categories
+            that are no crowds, and only images that hold one. False: every image.
 
     Raises:
         InputError: see `load_coco`, `split_category_ids`, `check_images` and `select_for_training`.
@@ -53,7 +53,9 @@ class CocoImages(Dataset):
         annotations = {image["id"]: [] for image in content["images"]}
         for annotation in content["annotations"]:
             annotations[annotation["image_id"]].append(annotation)
-        records = [{**image, "annotations": annotations[image["id"]]} for image in content["images"]]
+        records = [
+            {**image, "annotations": annotations[image["id"]]} for image in content["images"]
+        ]
         if training:
             records = select_for_training(records, seen_ids, json_file)
         self.image_root = image_root
@@ -71,8 +73,9 @@ class CocoImages(Dataset):
     def __getitem__(self, index):
         """
         Returns:
-            (Tensor, dict[str, Tensor]): the image, see :func:`read_image`; and `boxes` (G, 4), XYXY,
-            clipped to the image, those without area left out, with `labels` (G,), all 1, "object".
+            (Tensor, dict[str, Tensor]): the image, see :func:`read_image`; and `boxes` (G, 4),
+            XYXY, clipped to the image, those without area left out, with `labels` (G,), all 1,
+            "object".
         """
         index, flip = index
         image = read_image(os.path.join(self.image_root, self.file_names[index]))
@@ -91,15 +94,17 @@ class CocoImages(Dataset):
 
 
 def mix_seed(*numbers):
-    """One seed of several numbers, each 0 or more; torch looks at the lower 32 bits of a seed only."""
+    """
+    One seed of several numbers, each 0 or more; torch looks at the lower 32 bits of a seed only.
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 class TrainingBatches(Sampler):
     """
-    Yields for each iteration the indices of this process's part of the batch. Which image comes when, and
-    whether it is flipped, follows from the seed and the iteration alone, so that a resumed run sees what
-    an uninterrupted one would.
+    Yields for each iteration the indices of this process's part of the batch. Which image comes
+    when, and whether it is flipped, follows from the seed and the iteration alone, so that a
+    resumed run sees what an uninterrupted one would.
 
     Args:
         num_images (int)

@@ -1,6 +1,6 @@
 """
-OLN-Box from torchvision's detection parts. Same mathematics (`oln_d2.localization`), same details as
-the Detectron2 components: with the same weights both give the same boxes, scores and losses.
+OLN-Box from torchvision's detection parts. Same mathematics (`oln_d2.localization`) and the same
+details as the Detectron2 components: with equal weights both give the same boxes, scores and losses.
 """
 
 from collections import OrderedDict
@@ -16,7 +16,14 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.resnet import BasicBlock
-from torchvision.ops import FrozenBatchNorm2d, batched_nms, box_iou, clip_boxes_to_image, nms, roi_align
+from torchvision.ops import (
+    FrozenBatchNorm2d,
+    batched_nms,
+    box_iou,
+    clip_boxes_to_image,
+    nms,
+    roi_align,
+)
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from oln_d2.errors import InputError
@@ -52,13 +59,13 @@ BOX_LOSS_WEIGHT = 10.0  # of the first stage
 
 class Transform(GeneralizedRCNNTransform):
     """
-    Resizes, normalises and batches images as Detectron2 does, so that a model sees the same pixels in
-    both: images are taken as 8 bit and resized by Pillow's antialiased bilinear filter, before they are
-    normalised. (torchvision's own transform normalises first and resizes without antialiasing.)
+    Resizes, normalises and batches images as Detectron2 does, so that a model sees the same pixels
+    in both: images are taken as 8 bit and resized by Pillow's antialiased bilinear filter, before
+    they are normalised. (torchvision's own transform normalises first and does not antialias.)
 
     Args:
-        min_size (int or tuple[int]): length of the shorter side, in pixels; of several, training draws
-            one for each image and inference takes the last.
+        min_size (int or tuple[int]): length of the shorter side, in pixels; of several, training
+            draws one for each image and inference takes the last.
         max_size (int): limit of the longer side, in pixels.
     """
 
@@ -71,12 +78,14 @@ class Transform(GeneralizedRCNNTransform):
     def resize(self, image, target=None):
         if not image.is_floating_point() or image.shape[0] != 3:
             raise InputError(
-                f"an image is a {image.dtype} tensor of shape {list(image.shape)}; it has to be float, RGB, "
-                "(3, H, W), in [0, 1]"
+                f"an image is a {image.dtype} tensor of shape {list(image.shape)}; it has to be "
+                "float, RGB, (3, H, W), in [0, 1]"
             )
         pixels = (image.detach() * 255).round()
         if pixels.numel() == 0 or not (pixels.min() >= 0 and pixels.max() <= 255):
-            raise InputError("an image is empty or has values outside [0, 1]; divide 8 bit images by 255")
+            raise InputError(
+                "an image is empty or has values outside [0, 1]; divide 8 bit images by 255"
+            )
         old = height, width = image.shape[-2:]
         sizes = self.min_size
         index = int(torch.randint(len(sizes), ())) if self.training and len(sizes) > 1 else -1
@@ -115,8 +124,8 @@ def resized_shape(height, width, min_size, max_size):
 
 class SquareAnchors(detection.anchor_utils.AnchorGenerator):
     """
-    One square anchor per cell of a feature map, the cell (i, j) having its centre at (j, i) x stride.
-    torchvision's `AnchorGenerator` guesses the stride from sizes and rounds the anchors.
+    One square anchor per cell of a feature map, the cell (i, j) having its centre at (j, i) x
+    stride. torchvision's `AnchorGenerator` guesses the stride from sizes and rounds the anchors.
 
     Args:
         sizes (list[float]): side of the anchor on each of P2, P3, ..., in pixels.
@@ -135,12 +144,16 @@ class SquareAnchors(detection.anchor_utils.AnchorGenerator):
             y, x = (stride * torch.arange(n, device=features.device) for n in features.shape[-2:])
             y, x = torch.meshgrid(y.float(), x.float(), indexing="ij")
             half = size / 2
-            anchors.append(torch.stack([x - half, y - half, x + half, y + half], dim=-1).view(-1, 4))
+            anchors.append(
+                torch.stack([x - half, y - half, x + half, y + half], dim=-1).view(-1, 4)
+            )
         return [torch.cat(anchors)] * len(image_list.image_sizes)
 
 
 class OLNRPNHead(RPNHead):
-    """torchvision's `RPNHead` whose hidden features are L2-normalised before the two predictions."""
+    """
+    torchvision's `RPNHead` whose hidden features are L2-normalised before the two predictions.
+    """
 
     def forward(self, x):
         # In float32, since the squares of half precision features overflow.
@@ -150,19 +163,22 @@ class OLNRPNHead(RPNHead):
 
 class OLNRPN(detection.rpn.RegionProposalNetwork):
     """
-    torchvision's `RegionProposalNetwork` that learns centerness and the distances to the sides of the
-    box, with OLN's assignment and losses. A proposal is a box with its centerness.
+    torchvision's `RegionProposalNetwork` that learns centerness and the distances to the sides of
+    the box, with OLN's assignment and losses. A proposal is a box with its centerness.
 
     Args:
-        nms_thresh (float, optional): IoU above which the weaker of two proposals of a level is dropped;
-            None, as in the authors' code: no NMS.
+        nms_thresh (float, optional): IoU above which the weaker of two proposals of a level is
+            dropped; None, as in the authors' code: no NMS.
         Others: see `RegionProposalNetwork`.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.score_sampler = type(self.fg_bg_sampler)(SCORE_BATCH_SIZE, 1.0)
-        self.box_iou_thresholds = self.proposal_matcher.low_threshold, self.proposal_matcher.high_threshold
+        self.box_iou_thresholds = (
+            self.proposal_matcher.low_threshold,
+            self.proposal_matcher.high_threshold,
+        )
 
     def forward(self, images, features, targets=None):
         """
@@ -223,8 +239,8 @@ class OLNRPN(detection.rpn.RegionProposalNetwork):
             finite = boxes.isfinite().all(dim=1) & logits.isfinite()
             if self.training and not finite.all():
                 raise FloatingPointError(
-                    "The RPN predicts NaN or infinite boxes or scores: training has diverged; lower the "
-                    "learning rate or lengthen its warm-up."
+                    "The RPN predicts NaN or infinite boxes or scores: training has diverged; "
+                    "lower the learning rate or lengthen its warm-up."
                 )
             boxes = clip_boxes_to_image(boxes, shape)
             keep = (finite & _has_area(boxes)).nonzero().squeeze(1)
@@ -238,7 +254,8 @@ class OLNRPN(detection.rpn.RegionProposalNetwork):
 class RoIAlign(nn.Module):
     """
     7 x 7 features of each RoI from one of P2..P5, chosen by its size. As in Detectron2, unlike in
-    torchvision's `MultiScaleRoIAlign`: aligned to pixel centres, and strides are not guessed from sizes.
+    torchvision's `MultiScaleRoIAlign`: aligned to pixel centres, and strides are not guessed from
+    sizes.
     """
 
     output_size = 7, 7
@@ -262,7 +279,12 @@ class RoIAlign(nn.Module):
         for i, (feature, stride) in enumerate(zip(features, STRIDES)):
             index = (level == i).nonzero().squeeze(1)
             at_level = roi_align(
-                feature, rois[index].to(feature), self.output_size, 1 / stride, sampling_ratio=0, aligned=True
+                feature,
+                rois[index].to(feature),
+                self.output_size,
+                1 / stride,
+                sampling_ratio=0,
+                aligned=True,
             )
             pooled = pooled.index_put((index,), at_level.to(pooled))
         return pooled
@@ -293,13 +315,16 @@ class OLNRoIHeads(detection.roi_heads.RoIHeads):
             Others: see `RoIHeads`.
 
         Returns:
-            list[dict[str, Tensor]]: for each image `boxes` and `scores`, descending; [] in training.
-            dict[str, Tensor]: the losses `loss_box_score` and `loss_box_reg`; {} in inference.
+            list[dict[str, Tensor]]: for each image `boxes` and `scores`, best first; [] in training.
+            dict[str, Tensor]: `loss_box_score` and `loss_box_reg`; {} in inference.
         """
         boxes = [p["boxes"] for p in proposals]
         if self.training:
             targets = [
-                {"boxes": t["boxes"], "labels": t["boxes"].new_ones(len(t["boxes"]), dtype=torch.int64)}
+                {
+                    "boxes": t["boxes"],
+                    "labels": t["boxes"].new_ones(len(t["boxes"]), dtype=torch.int64),
+                }
                 for t in targets
             ]
             boxes, matches, labels, deltas = self.select_training_samples(boxes, targets)
@@ -340,8 +365,8 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
     OLN-Box, the open-world object detector. It finds objects of any category and gives each box one
     score, which tells how well the box fits; there are no labels.
 
-    In inference it expects a list of images, each a float tensor (3, H, W), RGB, in [0, 1], which may
-    differ in size, and returns for each image a dict with
+    In inference it expects a list of images, each a float tensor (3, H, W), RGB, in [0, 1], which
+    may differ in size, and returns for each image a dict with
 
         - boxes (FloatTensor[D, 4]): XYXY in pixels of the image, descending by score
         - scores (FloatTensor[D]): in [0, 1]
@@ -354,17 +379,17 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
     `loss_box_reg`.
 
     Args:
-        backbone (nn.Module): yields an ordered dict of feature maps of strides 4, 8, 16, ... and has
-            `out_channels`, as torchvision's `BackboneWithFPN`.
-        anchor_sizes (list[float]): side of the square anchor on each of P2, P3, ..., in pixels of the
-            resized image. Default: 8 x stride.
-        min_size (int or tuple[int]), max_size (int): limits of the shorter and the longer side of an
-            image as the model sees it, in pixels. Of several min_size training draws one.
+        backbone (nn.Module): yields an ordered dict of feature maps of strides 4, 8, 16, ... and
+            has `out_channels`, as torchvision's `BackboneWithFPN`.
+        anchor_sizes (list[float]): side of the square anchor on each of P2, P3, ..., in pixels of
+            the resized image. Default: 8 x stride.
+        min_size (int or tuple[int]), max_size (int): limits of the shorter and the longer side of
+            an image as the model sees it, in pixels. Of several min_size training draws one.
         rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test (int): proposals of each level.
         rpn_nms_thresh (float, optional): IoU of the NMS of the proposals, None for none.
-        ltrb_init (float): distances to the four sides that are predicted at the start of training, in
-            widths and heights of the anchor. 0, as in the authors' code: boxes without area. Short
-            schedules from scratch want 0.5, where the first boxes are the anchors.
+        ltrb_init (float): distances to the four sides that are predicted at the start of training,
+            in widths and heights of the anchor. 0, as in the authors' code: boxes without area.
+            Short schedules from scratch want 0.5, where the first boxes are the anchors.
         representation_size (int): width of the two layers of the second stage.
         box_batch_size_per_image (int): RoIs sampled per image in training.
         box_nms_thresh (float): IoU of the NMS of the detections.
@@ -435,20 +460,23 @@ def build_detector(
 ):
     """
     Args:
-        architecture (str): "oln_box", or "faster_rcnn": torchvision's, with the one class "object" and
-            the same backbone, anchors and arguments, to compare with.
-        depth (int): 18, 34, 50 or 101, of the ResNet; or 10, one of half the width for trying things out.
-        norm (str): "FrozenBN", batch norm with frozen statistics, which needs pretrained weights; or
-            "GN", group norm in the backbone and the FPN, which learns from scratch.
+        architecture (str): "oln_box", or "faster_rcnn": torchvision's, with the one class "object"
+            and the same backbone, anchors and arguments, to compare with.
+        depth (int): 18, 34, 50 or 101, of the ResNet; or 10, one of half the width for trying
+            things out.
+        norm (str): "FrozenBN", batch norm with frozen statistics, which needs pretrained weights;
+            or "GN", group norm in the backbone and the FPN, which learns from scratch.
         fpn_channels (int): channels of the feature pyramid.
-        trainable_backbone_layers (int): stages of the ResNet that learn, from the last backwards; 5: all.
-        weights_backbone (torchvision.models.WeightsEnum, optional): pretrained weights of the ResNet.
+        trainable_backbone_layers (int): stages of the ResNet that learn, from the last backwards;
+            5: all.
+        weights_backbone (torchvision.models.WeightsEnum, optional): pretrained weights of the
+            ResNet.
         anchor_sizes (list[float]): see :class:`OLNBox`; 4 for P2..P5 or 5 for P2..P6.
         kwargs: see :class:`OLNBox`.
 
     Returns:
-        nn.Module: called as :class:`OLNBox` says. Its `config` is the dict of plain values that builds
-        the same again, without pretrained weights: `build_detector(**model.config)`.
+        nn.Module: called as :class:`OLNBox` says. Its `config` is the dict of plain values that
+        builds the same again, without pretrained weights: `build_detector(**model.config)`.
 
     Raises:
         InputError: a value that is not one of the above.
@@ -462,10 +490,14 @@ def build_detector(
         if value not in allowed:
             raise InputError(f"{name} is {value!r}; use one of {', '.join(map(str, allowed))}")
     if len(anchor_sizes) not in (4, 5):
-        raise InputError(f"anchor_sizes is {anchor_sizes}; give 4 sizes, for P2..P5, or 5, for P2..P6")
+        raise InputError(
+            f"anchor_sizes is {anchor_sizes}; give 4 sizes, for P2..P5, or 5, for P2..P6"
+        )
     if depth == 10:
         if weights_backbone is not None:
-            raise InputError("there are no pretrained weights for depth 10; train it from scratch with GN")
+            raise InputError(
+                "there are no pretrained weights for depth 10; train it from scratch with GN"
+            )
         resnet = _small_resnet(NORMS[norm])
     else:
         resnet = get_model(f"resnet{depth}", weights=weights_backbone, norm_layer=NORMS[norm])
@@ -553,8 +585,8 @@ def oln_box_resnet50_fpn(
     *, checkpoint=None, weights_backbone=ResNet50_Weights.IMAGENET1K_V1, **kwargs
 ):
     """
-    OLN-Box with a ResNet-50-FPN backbone, by default with the paper's settings: see :class:`OLNBox` for
-    what goes in and what comes out.
+    OLN-Box with a ResNet-50-FPN backbone, by default with the paper's settings: see :class:`OLNBox`
+    for what goes in and what comes out.
 
     Example::
 

@@ -1,4 +1,6 @@
-"""Plain training on COCO-format data, on one or several processes; for more use Detectron2's trainer."""
+"""
+Plain training on COCO-format data, on one or several processes; for more use Detectron2's trainer.
+"""
 
 import os
 from collections import deque
@@ -60,7 +62,8 @@ def train(
         val_json, val_images (str, optional): data to evaluate on, with all categories.
         config (dict, optional): arguments of :func:`build_detector`, plain values.
         weights (str, optional): a checkpoint to start from.
-        weights_backbone (torchvision.models.WeightsEnum, optional): weights of the ResNet to start from.
+        weights_backbone (torchvision.models.WeightsEnum, optional): weights of the ResNet to start
+            from.
         epochs (float): how often each image is seen.
         batch_size (int): images of an iteration, of all processes together.
         lr (float, optional): default 0.02 for 16 images, in proportion to the batch size.
@@ -69,8 +72,8 @@ def train(
         device (str, optional): default "cuda" if there is one, else "cpu".
         workers (int): processes that load images, for each training process.
         checkpoint_every (int): iterations.
-        seed (int): of weights, order, flips, scales and samples. On a CPU the same seed gives the same
-            model, resumed or not.
+        seed (int): of weights, order, flips, scales and samples. On a CPU the same seed gives the
+            same model, resumed or not.
         resume (bool): go on from `checkpoint.pth` if there is one.
 
     Returns:
@@ -95,7 +98,9 @@ def train(
 
     path = os.path.join(output, "checkpoint.pth")
     if os.path.exists(path) and not resume:
-        raise InputError(f"{path}: exists; resume the run (--resume) or choose another output folder")
+        raise InputError(
+            f"{path}: exists; resume the run (--resume) or choose another output folder"
+        )
     dataset = CocoImages(train_json, images, split, training=True)
     # Read now, so that mistakes in it show before the training.
     val_dataset = CocoImages(val_json, val_images, split, training=False) if val_json else None
@@ -124,14 +129,21 @@ def train(
     try:
         if rank == 0:
             os.makedirs(output, exist_ok=True)
-            print(f"{len(dataset)} images, {iterations} iterations of {batch_size}, on {device}", flush=True)
+            print(
+                f"{len(dataset)} images, {iterations} iterations of {batch_size}, on {device}",
+                flush=True,
+            )
         sampler = TrainingBatches(
             len(dataset), batch_size, range(start, iterations), seed, rank, world_size
         )
-        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=_collate)
+        loader = DataLoader(
+            dataset, batch_sampler=sampler, num_workers=workers, collate_fn=_collate
+        )
         wrapped = model if world_size == 1 else nn.parallel.DistributedDataParallel(model)
         recent = deque(maxlen=SHOWN)
-        bar = tqdm(loader, initial=start, total=iterations, disable=rank > 0, mininterval=1, unit="it")
+        bar = tqdm(
+            loader, initial=start, total=iterations, disable=rank > 0, mininterval=1, unit="it"
+        )
         for iteration, (batch, targets) in enumerate(bar, start):
             # Samples and scales follow from the iteration, not from what was drawn before a resume.
             torch.manual_seed(mix_seed(seed, 1 + rank, iteration))
@@ -144,15 +156,17 @@ def train(
             loss = sum(losses.values())
             if not loss.isfinite():
                 raise FloatingPointError(
-                    f"the loss is {loss.item()} at iteration {iteration}: training has diverged; lower the "
-                    "learning rate or lengthen the warm-up"
+                    f"the loss is {loss.item()} at iteration {iteration}: training has diverged; "
+                    "lower the learning rate or lengthen the warm-up"
                 )
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
             recent.append({name: value.item() for name, value in losses.items()})
-            bar.set_postfix({n: f"{np.mean([x[n] for x in recent]):.3f}" for n in losses}, refresh=False)
+            bar.set_postfix(
+                {n: f"{np.mean([x[n] for x in recent]):.3f}" for n in losses}, refresh=False
+            )
             done = iteration + 1
             if rank == 0 and (done % checkpoint_every == 0 or done == iterations):
                 state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
@@ -218,7 +232,8 @@ def evaluate(model, dataset, ground_truth, output=None, workers=0):
     own = range(rank, len(dataset), world_size)
     detections = {}
     for index, output_i in zip(
-        tqdm(own, desc="evaluation", disable=rank > 0, mininterval=1), detect(model, dataset, own, workers)
+        tqdm(own, desc="evaluation", disable=rank > 0, mininterval=1),
+        detect(model, dataset, own, workers),
     ):
         detections[dataset.image_ids[index]] = output_i
     if world_size > 1:
@@ -244,7 +259,8 @@ def evaluate(model, dataset, ground_truth, output=None, workers=0):
 def detect(model, dataset, indices, workers=0):
     """
     Yields:
-        (array, array): of each image boxes (D, 4), XYWH in pixels, and scores (D,), descending; float64.
+        (array, array): of each image boxes (D, 4), XYWH in pixels, and scores (D,), descending;
+            float64.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -254,7 +270,10 @@ def detect(model, dataset, indices, workers=0):
     for image, _ in loader:
         (found,) = model([image.to(device)])
         boxes = found["boxes"].double().cpu().numpy()
-        yield np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]), found["scores"].double().cpu().numpy()
+        yield (
+            np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]),
+            found["scores"].double().cpu().numpy(),
+        )
 
 
 def _collate(batch):
@@ -287,12 +306,14 @@ def _restore(path, settings, model, optimizer, scaler):
     """Continue from a checkpoint; returns the next iteration."""
     content = read_checkpoint(path)
     if "settings" not in content:
-        raise InputError(f"{path}: is no checkpoint to resume from; give it as weights to start from")
+        raise InputError(
+            f"{path}: is no checkpoint to resume from; give it as weights to start from"
+        )
     for name, value in settings.items():
         if content["settings"][name] != value:
             raise InputError(
-                f"{path}: was trained with {name} {content['settings'][name]}, not {value}; resume with the "
-                "same settings, or choose another output folder"
+                f"{path}: was trained with {name} {content['settings'][name]}, not {value}; resume "
+                "with the same settings, or choose another output folder"
             )
     load_checkpoint(model, path)
     optimizer.load_state_dict(content["optimizer"])
