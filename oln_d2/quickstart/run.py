@@ -83,7 +83,7 @@ def quickstart(output, *, engine="auto", seed=0, control=False, images=200, epoc
                 shutil.copyfile(written, f"{path}.tmp")
                 os.replace(f"{path}.tmp", path)
             detections[name] = read_results(path, ground_truth)
-            recall = OpenWorldRecall(ground_truth, ks=KS)
+            recall = OpenWorldRecall(ground_truth, max_dets=DETECTIONS, ks=KS)
             recall.update(*detections[name][:3], box_format="xywh")
             results[name] = recall.result()
     finally:

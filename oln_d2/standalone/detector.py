@@ -1,6 +1,6 @@
 """
 OLN-Box from torchvision's detection parts. Same mathematics (`oln_d2.localization`) and the same
-details as the Detectron2 components: with equal weights both give the same boxes, scores and losses.
+details as the Detectron2 components: equal weights give the same boxes, scores and losses.
 """
 
 from collections import OrderedDict
@@ -315,7 +315,8 @@ class OLNRoIHeads(detection.roi_heads.RoIHeads):
             Others: see `RoIHeads`.
 
         Returns:
-            list[dict[str, Tensor]]: for each image `boxes` and `scores`, best first; [] in training.
+            list[dict[str, Tensor]]: for each image `boxes` and `scores`, descending; [] in
+                training.
             dict[str, Tensor]: `loss_box_score` and `loss_box_reg`; {} in inference.
         """
         boxes = [p["boxes"] for p in proposals]
