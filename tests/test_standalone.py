@@ -394,6 +394,19 @@ def test_bad_settings(config, message):
         build_detector(**config)
 
 
+def test_pretrained_weights_out_of_reach(monkeypatch, tmp_path):
+    """On a machine without network the user must be told what to do."""
+    from urllib.error import URLError
+
+    def fail(*args, **kwargs):
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", fail)
+    with pytest.raises(InputError, match="no route to host.*from scratch"):
+        oln_box_resnet18_fpn()
+
+
 def test_checkpoints_that_do_not_fit(tmp_path):
     """The user must be told which file, what differs and what to do; the model stays as it was."""
     path = str(tmp_path / "model.pth")

@@ -480,7 +480,7 @@ def build_detector(
         builds the same again, without pretrained weights: `build_detector(**model.config)`.
 
     Raises:
-        InputError: a value that is not one of the above.
+        InputError: a value that is not one of the above, or pretrained weights out of reach.
     """
     for name, value, allowed in (
         ("architecture", architecture, ("oln_box", "faster_rcnn")),
@@ -501,7 +501,13 @@ def build_detector(
             )
         resnet = _small_resnet(NORMS[norm])
     else:
-        resnet = get_model(f"resnet{depth}", weights=weights_backbone, norm_layer=NORMS[norm])
+        try:
+            resnet = get_model(f"resnet{depth}", weights=weights_backbone, norm_layer=NORMS[norm])
+        except OSError as error:
+            raise InputError(
+                f"the ImageNet weights cannot be fetched ({error}); fetch them on another machine "
+                f"into {torch.hub.get_dir()}/checkpoints, or train from scratch"
+            ) from None
     stages = ["layer4", "layer3", "layer2", "layer1", "conv1", "bn1"]
     learning = stages[: trainable_backbone_layers if trainable_backbone_layers < 5 else None]
     for name, parameter in resnet.named_parameters():
