@@ -347,6 +347,23 @@ def test_images_without_objects_and_batches():
         assert (one["scores"].diff() <= 0).all()
 
 
+def test_half_precision():
+    """Mixed precision must train every parameter, and find what full precision finds."""
+    model = standalone_model(min_size=128, max_size=192)
+    image = [torch.rand(3, 128, 192)]
+    with torch.autocast("cpu", torch.bfloat16):
+        (half,) = model(image)
+        losses = model.train()(image, [{"boxes": GT[0]}])
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
+    (full,) = model.eval()(image)
+    assert half["boxes"].dtype == half["scores"].dtype == torch.float32
+    from torchvision.ops import box_iou
+
+    best = box_iou(full["boxes"][:50], half["boxes"]).amax(dim=1)
+    assert best.median() > 0.9
+
+
 def test_no_proposals():
     """Predictions that are all without area, or not finite, must not break inference."""
     model = standalone_model(min_size=64, max_size=64)

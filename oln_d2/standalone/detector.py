@@ -275,18 +275,19 @@ class RoIAlign(nn.Module):
         level = level.clamp(0, len(features) - 1)
         image = torch.cat([torch.full_like(b[:, :1], n) for n, b in enumerate(boxes)])
         rois = torch.cat([image, torch.cat(boxes)], dim=1)
-        pooled = features[0].new_zeros(len(rois), features[0].shape[1], *self.output_size)
+        # In float32: half precision moves RoIs by pixels.
+        pooled = rois.new_zeros(len(rois), features[0].shape[1], *self.output_size)
         for i, (feature, stride) in enumerate(zip(features, STRIDES)):
             index = (level == i).nonzero().squeeze(1)
             at_level = roi_align(
-                feature,
-                rois[index].to(feature),
+                feature.float(),
+                rois[index],
                 self.output_size,
                 1 / stride,
                 sampling_ratio=0,
                 aligned=True,
             )
-            pooled = pooled.index_put((index,), at_level.to(pooled))
+            pooled = pooled.index_put((index,), at_level)
         return pooled
 
 
