@@ -31,8 +31,8 @@ takes all that is not annotated for background; OLN learns how well boxes fit th
 and is taught little about the rest. By the protocol "xclass", AR@k of the novel objects looks at k
 detections of an image beside those of known objects. These are the numbers of one seed and
 {num_test} images of shapes{designed}, no measure of how the two compare on photographs.
-docs/quickstart_study.md has three seeds, with and without novel objects in the training images:
-without them it is Faster R-CNN that finds more.
+docs/quickstart_study.md has three seeds, and the control without novel objects in the training
+images, in which neither model is clearly ahead.
 """
 
 
