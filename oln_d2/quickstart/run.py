@@ -40,7 +40,7 @@ def quickstart(output, *, engine="auto", seed=0, control=False, images=200, epoc
     """
     Make the data, train and evaluate both models, print a table and write pictures. What `output`
     already holds of the same run is not done again. On the CPU, in one thread: so the same seed
-    gives the same numbers, and other work on the machine hardly slows it down.
+    gives the same numbers, and other work on the machine slows it down less.
 
     Args:
         output (str): a folder.
