@@ -13,6 +13,8 @@ from oln_d2.errors import require_detectron2
 
 
 def setup(args):
+    import detectron2.utils.comm as comm
+    import yaml
     from detectron2.config import get_cfg
     from detectron2.engine import default_setup
     from detectron2.utils.logger import setup_logger
@@ -22,22 +24,23 @@ def setup(args):
     try:
         cfg.merge_from_file(args.config_file)
         cfg.merge_from_list(args.opts)
-    except (OSError, KeyError, ValueError, AssertionError) as error:
+    except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
         raise InputError(f"--config-file {args.config_file} {' '.join(args.opts)}: {error}") from None
     cfg.freeze()
     default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, name="oln_d2")
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="oln_d2")
     return cfg
 
 
 def main(args):
+    import detectron2.utils.comm as comm
     from detectron2.evaluation import verify_results
 
-    import detectron2.utils.comm as comm
     from oln_d2.training import StrictCheckpointer, Trainer
 
     cfg = setup(args)
     if args.eval_only:
+        Trainer.check_data(cfg)
         model = Trainer.build_model(cfg)
         StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         results = Trainer.test(cfg, model)
@@ -57,7 +60,9 @@ if __name__ == "__main__":
     from detectron2.engine import default_argument_parser, launch
     from torch.multiprocessing import ProcessRaisedException
 
-    args = default_argument_parser(epilog=__doc__).parse_args()
+    parser = default_argument_parser(epilog=__doc__)
+    parser.set_defaults(dist_url="auto")  # any free port; Detectron2's own default is always the same
+    args = parser.parse_args()
     try:
         launch(
             main,

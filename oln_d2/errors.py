@@ -20,7 +20,7 @@ def require_detectron2(what):
         ImportError: Detectron2 cannot be imported; the message says how to install it.
     """
     try:
-        import detectron2  # noqa: F401
+        import detectron2.config  # noqa: F401  needs what Detectron2 itself depends on
     except ImportError as error:
         raise ImportError(
             f"{what} needs Detectron2, which cannot be imported ({error}); it is not on PyPI, "

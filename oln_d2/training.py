@@ -11,6 +11,7 @@ require_detectron2("oln_d2.training")
 import detectron2.utils.comm as comm  # noqa: E402
 from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
 from detectron2.data import (  # noqa: E402
+    DatasetCatalog,
     MetadataCatalog,
     build_detection_train_loader,
     get_detection_dataset_dicts,
@@ -21,9 +22,6 @@ from detectron2.evaluation import COCOEvaluator  # noqa: E402
 from oln_d2.evaluation import OpenWorldEvaluator  # noqa: E402
 
 logger = logging.getLogger(__name__)
-
-BEST_METRIC = "box_unseen/AR@100"
-
 
 class BestCheckpointer(hooks.BestCheckpointer):
     """
@@ -36,11 +34,15 @@ class BestCheckpointer(hooks.BestCheckpointer):
         return os.path.join(self._checkpointer.save_dir, f"{self._file_prefix}.json")
 
     def before_train(self):
-        if self.trainer.start_iter > 0 and os.path.isfile(self._record):
-            with open(self._record) as f:
-                record = json.load(f)
-            if record["metric"] == self._val_metric:
-                self.best_metric, self.best_iter = record["value"], record["iteration"]
+        if not os.path.isfile(self._record):
+            return
+        if self.trainer.start_iter == 0:  # of another run in the same folder
+            os.remove(self._record)
+            return
+        with open(self._record) as f:
+            record = json.load(f)
+        if record["metric"] == self._val_metric:
+            self.best_metric, self.best_iter = record["value"], record["iteration"]
 
     def _update_best(self, val, iteration):
         updated = super()._update_best(val, iteration)
@@ -69,7 +71,7 @@ class StrictCheckpointer(DetectionCheckpointer):
                 "output/model_final.pth"
             )
         if "://" not in path and not os.path.isfile(path):
-            raise InputError(f"{path}: no such file; MODEL.WEIGHTS must be a checkpoint")
+            raise InputError(f"{path}: no such file; a checkpoint is expected there")
         self._path = path
         return super().load(path, checkpointables)
 
@@ -91,9 +93,39 @@ class StrictCheckpointer(DetectionCheckpointer):
 
 class Trainer(DefaultTrainer):
     """
-    :class:`DefaultTrainer` that evaluates open-world data sets, keeps the checkpoint with the best
-    recall of unseen objects as `model_best.pth`, and logs how many epochs the schedule makes.
+    :class:`DefaultTrainer` that evaluates open-world data sets, keeps the checkpoint with the highest
+    AR@100 of unseen objects as `model_best.pth`, and logs how many epochs the schedule makes.
     """
+
+    def __init__(self, cfg):
+        """
+        Raises:
+            InputError: settings or data that would stop the run later, also the test data.
+        """
+        if comm.get_world_size() > 1 and cfg.MODEL.DEVICE == "cpu":
+            raise InputError(
+                "MODEL.DEVICE is cpu: Detectron2 trains on several GPUs, but only on one CPU process; "
+                "leave --num-gpus out (--eval-only takes it)"
+            )
+        self.check_data(cfg)
+        super().__init__(cfg)
+
+    @classmethod
+    def check_data(cls, cfg):
+        """
+        Raises:
+            InputError: a data set that is not registered, or test data that cannot be used.
+        """
+        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+            if name not in DatasetCatalog.list():
+                ours = [x for x in DatasetCatalog.list() if "seen_names" in MetadataCatalog.get(x).as_dict()]
+                raise InputError(
+                    f"DATASETS: no data set is registered as {name!r}; register it with "
+                    f"oln_d2.register_open_world_coco, or use one of {', '.join(ours)}"
+                )
+        for name in cfg.DATASETS.TEST:
+            DatasetCatalog.get(name)
+            cls.build_evaluator(cfg, name)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
@@ -117,7 +149,8 @@ class Trainer(DefaultTrainer):
     def build_hooks(self):
         ret = super().build_hooks()
         cfg = self.cfg
-        metric = BEST_METRIC
+        task = "box_unseen" if "xclass" in cfg.TEST.OPEN_WORLD_PROTOCOLS else "box_unseen_filtered"
+        metric = f"{task}/AR@100"
         if len(cfg.DATASETS.TEST) > 1:  # the trainer then puts the data set's name before each metric
             metric = f"{cfg.DATASETS.TEST[0]}/{metric}"
         if comm.is_main_process() and cfg.TEST.EVAL_PERIOD > 0:
@@ -130,10 +163,13 @@ class Trainer(DefaultTrainer):
         See :class:`DefaultTrainer`.
 
         Raises:
-            InputError: the checkpoint to resume from is that of another model.
+            InputError: a checkpoint that is not there, or to resume from that of another model.
         """
+        path = self.cfg.MODEL.WEIGHTS
         if resume and self.checkpointer.has_checkpoint():
             StrictCheckpointer(self._trainer.model).load(self.checkpointer.get_checkpoint_file())
+        elif path and "://" not in path and not os.path.isfile(path):
+            raise InputError(f"{path}: no such file; MODEL.WEIGHTS is a file, a URL or empty")
         super().resume_or_load(resume)
 
     @classmethod

@@ -73,6 +73,21 @@ def test_testing_sees_everything(coco):
 
 
 @NEEDS_DETECTRON2
+def test_fields_that_boxes_do_not_need(coco):
+    """Annotations without id, or with polygons of no use, are common in people's own data."""
+    from oln_d2.data.datasets import load_open_world_coco
+
+    json_file, image_root = paths(coco, "train")
+    content = json.loads(open(json_file).read())
+    for annotation in content["annotations"]:
+        del annotation["id"], annotation["iscrowd"]
+        annotation.update(segmentation=[[]], ignore=1)
+    open(json_file, "w").write(json.dumps(content))
+    records = load_open_world_coco(json_file, image_root, "voc", training=True)
+    assert [len(r["annotations"]) for r in records] == [2, 2, 2, 2, 2]
+
+
+@NEEDS_DETECTRON2
 def test_small_images_do_not_train(coco):
     """As in the authors' code: images under 32 px a side are left out."""
     from oln_d2.data.datasets import load_open_world_coco

@@ -219,3 +219,16 @@ def test_bad_score_target_is_named():
 
     with pytest.raises(InputError, match="MODEL.OLN.BOX_SCORE_TARGET"):
         build_roi_heads(BOX_SCORE_TARGET="ious")
+
+
+def test_predictor_without_a_config():
+    """Who builds it by hand for data of many classes must get one box an RoI."""
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling.box_regression import Box2BoxTransform
+
+    from oln_d2 import OLNOutputLayers
+
+    transform = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
+    predictor = OLNOutputLayers(ShapeSpec(channels=8), box2box_transform=transform, num_classes=80)
+    scores, deltas = predictor(torch.zeros(3, 8))
+    assert scores.shape == (3, 1) and deltas.shape == (3, 4)

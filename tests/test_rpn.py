@@ -5,7 +5,13 @@ import pytest
 import torch
 from conftest import GOLDEN, LTRB_OF_TBLR, NEEDS_DETECTRON2, close, load_golden
 
-from oln_d2.localization import assign_anchors, decode_ltrb, encode_ltrb, iou_loss
+from oln_d2.localization import (
+    assign_anchors,
+    decode_ltrb,
+    encode_ltrb,
+    iou_loss,
+    quality_loss,
+)
 
 pytestmark = NEEDS_DETECTRON2
 CASES = sorted(path.stem for path in GOLDEN.glob("rpn_*.npz"))
@@ -248,15 +254,35 @@ def test_sizes_and_weights_of_the_objectness_loss():
 
 @pytest.mark.parametrize(
     "key, value",
-    [("OBJECTNESS_TARGET", "giou"), ("OBJECTNESS_IOU_THRESHOLDS", [0.3, 0.1]),
-     ("OBJECTNESS_IOU_THRESHOLDS", [0.3])],
+    [("OLN.OBJECTNESS_TARGET", "giou"), ("OLN.OBJECTNESS_IOU_THRESHOLDS", [0.3, 0.1]),
+     ("OLN.OBJECTNESS_IOU_THRESHOLDS", [0.3]), ("OLN.OBJECTNESS_IOU_THRESHOLDS", ["a", 1]),
+     ("RPN.IOU_THRESHOLDS", [0.5]), ("OLN.OBJECTNESS_BATCH_SIZE_PER_IMAGE", 0)],
 )  # fmt: skip
 def test_bad_settings_are_named(key, value):
-    """A misspelt setting must be reported by its key when the model is built."""
+    """A wrong setting must be reported by its key when the model is built."""
+    from detectron2.modeling import build_model
+    from test_configs import load_config
+
     from oln_d2 import InputError
 
-    with pytest.raises(InputError, match=f"MODEL.OLN.{key}"):
-        build_rpn(**{key: value})
+    cfg = load_config("cpu/oln_rpn_R_18_FPN_GN.yaml")
+    cfg.merge_from_list([f"MODEL.{key}", value])
+    with pytest.raises(InputError, match=f"MODEL.{key}"):
+        build_model(cfg)
+
+
+def test_rpn_without_a_config():
+    """Who builds the parts by hand must get the paper's weights of the losses by default."""
+    from oln_d2 import OLNRPN
+
+    by_config = build_rpn()
+    by_hand = OLNRPN(
+        in_features=by_config.in_features, head=by_config.rpn_head, anchor_matcher=None,
+        anchor_generator=by_config.anchor_generator, batch_size_per_image=256, positive_fraction=0.5,
+        box2box_transform=by_config.box2box_transform, pre_nms_topk=(9, 9), post_nms_topk=(9, 9),
+    )  # fmt: skip
+    assert by_hand.loss_weight == by_config.loss_weight
+    assert by_hand.box_iou_thresholds == tuple(by_config.box_iou_thresholds)
 
 
 def test_head_normalises_features():
@@ -269,6 +295,24 @@ def test_head_normalises_features():
     close(objectness[0], head.objectness_logits(hidden))
     close(ltrb[0], head.anchor_deltas(hidden))
     assert objectness[0].shape == (2, 1, 5, 7) and ltrb[0].shape == (2, 4, 5, 7)
+
+
+def test_half_precision():
+    """Large half precision features must not overflow, nor boxes or losses lose accuracy."""
+    rpn = build_rpn()
+    x = torch.randn(1, 16, 5, 7)
+    exact = rpn.rpn_head([x])
+    with torch.no_grad():
+        rpn.rpn_head.conv.weight *= 1e5  # its outputs are normalised, but reach 20,000 before
+        with torch.autocast("cpu", dtype=torch.float16):
+            half = rpn.rpn_head([x])
+    for a, b in zip(exact, half):
+        close(b[0].float(), a[0].detach(), rtol=0.05, atol=1e-3)
+    logits = torch.linspace(-3, 3, 1000).half()
+    close(quality_loss(logits, torch.zeros(1000)), quality_loss(logits.float(), torch.zeros(1000)))
+    ltrb = torch.full((1, 4), 0.3).half()
+    boxes = rpn.box2box_transform.apply_deltas(ltrb, torch.tensor([[0.0, 0, 512, 512]]).half())
+    assert boxes.dtype == torch.float32
 
 
 def test_training_scalars():

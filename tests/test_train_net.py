@@ -32,7 +32,7 @@ def run(data, output, *settings, options=(), recipe=RECIPE):
     """The exit code of the finished process and all that it printed."""
     process = subprocess.run(
         command(output, settings, options, recipe),
-        cwd=ROOT, env=environment(data), text=True,
+        cwd=ROOT, env=environment(data), text=True, timeout=900,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     return process.returncode, process.stdout
@@ -112,12 +112,38 @@ def test_resumed_run_keeps_the_best_checkpoint(data, trained, tmp_path):
         (output / name).write_bytes((trained[0] / name).read_bytes())
     (output / "last_checkpoint").write_text("model_0000001.pth")
     before = (output / "model_best.pth").read_bytes()
-    record = {"metric": "box_unseen/AR@100", "value": 99.0, "iteration": 1}
-    (output / "model_best.json").write_text(json.dumps(record))
+    record = json.dumps({"metric": "box_unseen/AR@100", "value": 99.0, "iteration": 1})
+    (output / "model_best.json").write_text(record)
     code, log = run(data, output, options=["--resume"])
     assert code == 0, log
     assert "not better than best score 99.0" in log
     assert (output / "model_best.pth").read_bytes() == before
+    # A run that starts anew in the folder has a best of its own.
+    code, log = run(data, output)
+    assert code == 0, log
+    assert "best score 99.0" not in log
+    assert json.loads((output / "model_best.json").read_text())["value"] < 99
+
+
+@NEEDS_DETECTRON2
+def test_resume_refuses_another_model(data, trained, tmp_path):
+    """A run must not go on from weights of which half are those of another model."""
+    (tmp_path / "model_0000001.pth").write_bytes((trained[0] / "model_0000001.pth").read_bytes())
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    code, log = run(data, tmp_path, "MODEL.ROI_BOX_HEAD.FC_DIM", 64, options=["--resume"])
+    assert code == 1
+    assert "model_0000001.pth: the checkpoint of another model" in log.splitlines()[-1]
+
+
+@NEEDS_DETECTRON2
+def test_best_checkpoint_of_two_data_sets(data, tmp_path):
+    """With several test sets the first one's metric must choose the best checkpoint."""
+    tests = "('coco_2017_voc_val','coco_2017_person_val')"
+    code, log = run(data, tmp_path, "DATASETS.TEST", tests)
+    assert code == 0, log
+    record = json.loads((tmp_path / "model_best.json").read_text())
+    assert record["metric"] == "coco_2017_voc_val/box_unseen/AR@100"
+    assert (tmp_path / "model_best.pth").is_file()
 
 
 @NEEDS_DETECTRON2
@@ -168,22 +194,33 @@ def test_bad_input_is_one_sentence(data, trained, tmp_path):
     torch.save({"model": {"fc.weight": torch.zeros(2, 2)}}, other)
     shape = ["MODEL.ROI_BOX_HEAD.FC_DIM", "64"]
     evaluate = ["--eval-only"]
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("MODEL: [")
+    no_area = make_coco(tmp_path / "no_area")
+    val = no_area / "coco/annotations/instances_val2017.json"
+    val.write_text(val.read_text().replace('"area"', '"size"'))
     cases = [
+        (data, [], ["MODEL.WEIGHTS", tmp_path / "gone.pth"], "gone.pth: no such file"),
+        (data, [], ["DATASETS.TRAIN", "('nope',)"], "no data set is registered as 'nope'"),
+        (data, [], ["TEST.OPEN_WORLD_PROTOCOLS", "['xclas']"], "'xclas' is not one of xclass"),
+        (data, ["--num-gpus", 2], [], "MODEL.DEVICE is cpu"),
+        (data, ["--config-file", broken], [], "broken.yaml"),
+        (no_area, [], [], "instances_val2017.json: annotations[0]: area None"),
         (data, evaluate, [], "MODEL.WEIGHTS is empty"),
         (data, evaluate, ["MODEL.WEIGHTS", tmp_path / "gone.pth"], "gone.pth: no such file"),
         (data, evaluate, ["MODEL.WEIGHTS", other], "other.pth: the checkpoint of another model"),
         (data, evaluate, [*weights, *shape], "fc1.weight has shape"),
         (data, [], ["MODEL.OLN.OBJECTNES_TARGET", "iou"], "OBJECTNES_TARGET"),
         (data, [], ["MODEL.OLN.OBJECTNESS_TARGET", "giou"], "MODEL.OLN.OBJECTNESS_TARGET is 'giou'"),
-        (tmp_path / "empty", [], [], "instances_train2017.json: no such file"),
-        (tmp_path / "empty", ["--num-gpus", 2], [], "instances_train2017.json: no such file"),
+        (tmp_path / "empty", [], [], "instances_val2017.json: no such file"),
+        (tmp_path / "empty", ["--num-gpus", 2], ["MODEL.DEVICE", "cuda"], "val2017.json: no such file"),
     ]
     for folder, options, settings, message in cases:
         code, log = run(folder, tmp_path / "out", *settings, options=options)
         assert code == 1, log
         last = log.strip().splitlines()[-1]
         assert last.startswith("train_net.py: ") and message in last, log
-        assert "Traceback" not in log
+        assert "Traceback" not in log and "Starting training" not in log
 
 
 def test_without_detectron2():
@@ -211,13 +248,28 @@ def test_without_detectron2():
 
 
 @NEEDS_DETECTRON2
-def test_import_registers():
-    """`import oln_d2` is all that another Detectron2 project has to add."""
-    program = (
-        "import oln_d2, oln_d2.modeling\n"
+def test_import_registers(tmp_path):
+    """`import oln_d2` is all that another project has to add, also one that is run with -m."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "__init__.py").write_text("import oln_d2\n")
+    (project / "train.py").write_text(
         "from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY\n"
         "from detectron2.data import DatasetCatalog\n"
         "assert 'OLNRPN' in PROPOSAL_GENERATOR_REGISTRY and 'OLNROIHeads' in ROI_HEADS_REGISTRY\n"
         "assert 'coco_2017_voc_train' in DatasetCatalog.list()\n"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, check=True)
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-W", "ignore", "-m", "project.train"]
+    subprocess.run(command, cwd=tmp_path, env=env, check=True)
+
+
+def test_broken_detectron2(tmp_path):
+    """A Detectron2 that cannot be imported must be reported, not passed over."""
+    (tmp_path / "detectron2").mkdir()
+    (tmp_path / "detectron2/__init__.py").write_text("raise ImportError('no fvcore')")
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    process = subprocess.run(
+        [sys.executable, "-c", "import oln_d2"], env=env, text=True, capture_output=True
+    )
+    assert process.returncode == 0 and "no fvcore" in process.stderr

@@ -5,6 +5,7 @@ import math
 import os
 from pathlib import Path
 
+from oln_d2.data.splits import seen_names, split_category_ids
 from oln_d2.errors import InputError
 
 # Images thinner than this do not train, as in the authors' code.
@@ -107,19 +108,48 @@ def _check_annotation(path, index, annotation, image_ids, category_ids):
         )
 
 
-def check_images(json_file, image_root, images):
+def load_images(json_file, image_root, seen, training):
     """
-    Check all images at once before work starts, by one listing a folder: quick on network file
-    systems too.
+    The images of a data set with their annotations, all checked before work starts.
 
     Args:
-        json_file (str): named in errors.
+        json_file (str): annotations in COCO format.
         image_root (str): the folder that the `file_name`s start from.
-        images (list[dict]): COCO images.
+        seen (str | list[str]): the seen categories, see :func:`oln_d2.data.splits.seen_names`.
+        training (bool): True for what a model may see in training: annotations of seen categories
+            that are no crowds, and only images of at least `MIN_IMAGE_SIDE` pixels a side that hold
+            one. False for testing: every image with every annotation.
+
+    Returns:
+        list[dict]: the entries of `images`, ascending by `id`, each with its `annotations`.
 
     Raises:
-        InputError: an image without `file_name`, `height` or `width`, or whose file is not there.
+        InputError: a file that is missing or broken, an unknown category name, images that are not
+            there, or nothing left to train on.
     """
+    content = load_coco(json_file)
+    seen_ids, _ = split_category_ids(content["categories"], seen, json_file)
+    _check_images(json_file, image_root, content["images"])
+    images = {
+        image["id"]: {**image, "annotations": []}
+        for image in sorted(content["images"], key=lambda image: image["id"])
+    }
+    for annotation in content["annotations"]:
+        images[annotation["image_id"]]["annotations"].append(annotation)
+    images = list(images.values())
+    if training:
+        images = _select_for_training(images, set(seen_ids))
+        if not images:
+            raise InputError(
+                f"{json_file}: no image of {MIN_IMAGE_SIDE} px or more a side holds an annotation, no "
+                f"crowd, of the seen categories ({', '.join(seen_names(seen))}); there is nothing to "
+                "train on. Choose other seen categories or another file"
+            )
+    return images
+
+
+def _check_images(json_file, image_root, images):
+    """All at once, by one listing a folder: quick on network file systems too."""
     if not os.path.isdir(image_root):
         raise InputError(
             f"{image_root}: no such folder; the images of {json_file} are expected there"
@@ -139,35 +169,14 @@ def check_images(json_file, image_root, images):
             )
 
 
-def select_for_training(records, seen_ids, json_file):
-    """
-    What a model may see in training: annotations of seen categories that are no crowds, and only
-    images of at least `MIN_IMAGE_SIDE` pixels a side that hold one.
-
-    Args:
-        records (list[dict]): images, each with `height`, `width` and `annotations`, those of COCO.
-        seen_ids (list[int]): ids of the seen categories.
-        json_file (str): named in errors.
-
-    Returns:
-        list[dict]: the remaining records, each with the remaining annotations.
-
-    Raises:
-        InputError: nothing is left.
-    """
-    seen_ids, selected = set(seen_ids), []
-    for record in records:
+def _select_for_training(images, seen_ids):
+    selected = []
+    for image in images:
         annotations = [
             annotation
-            for annotation in record["annotations"]
+            for annotation in image["annotations"]
             if annotation["category_id"] in seen_ids and not annotation.get("iscrowd", 0)
         ]
-        if annotations and min(record["height"], record["width"]) >= MIN_IMAGE_SIDE:
-            selected.append({**record, "annotations": annotations})
-    if not selected:
-        raise InputError(
-            f"{json_file}: no image of {MIN_IMAGE_SIDE} px or more a side holds an annotation, no "
-            "crowd, of the seen categories; there is nothing to train on. Choose other seen "
-            "categories or another file"
-        )
+        if annotations and min(image["height"], image["width"]) >= MIN_IMAGE_SIDE:
+            selected.append({**image, "annotations": annotations})
     return selected

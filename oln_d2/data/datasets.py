@@ -2,45 +2,41 @@
 
 import os
 
-from oln_d2.data.coco import check_images, load_coco, select_for_training
-from oln_d2.data.splits import SPLITS, seen_names, split_category_ids
+from oln_d2.data.coco import load_images
+from oln_d2.data.splits import SPLITS, seen_names
 from oln_d2.errors import InputError, require_detectron2
 
 require_detectron2("oln_d2.data.datasets")
 
 from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
-from detectron2.data.datasets import load_coco_json  # noqa: E402
+from detectron2.structures import BoxMode  # noqa: E402
 
 
 def load_open_world_coco(json_file, image_root, seen, training):
     """
-    Args:
-        json_file (str): annotations in COCO format.
-        image_root (str): the folder that the `file_name`s start from.
-        seen (str | list[str]): the seen categories, see :func:`oln_d2.data.splits.seen_names`.
-        training (bool): True for what a model may see in training: annotations of seen categories
-            that are no crowds, and only images at least 32 px a side that hold one. False for
-            testing: every image with every annotation.
+    Arguments and errors as of :func:`oln_d2.data.coco.load_images`.
 
     Returns:
         list[dict]: Detectron2's standard dataset dicts. Every `category_id` is 0, "object".
-
-    Raises:
-        InputError: a file that is missing or broken, an unknown category name, images that are not
-            there, or nothing left to train on.
     """
-    content = load_coco(json_file)
-    seen_ids, _ = split_category_ids(content["categories"], seen, json_file)
-    check_images(json_file, image_root, content["images"])
-    del content  # Detectron2 reads the file again; not twice in memory
-
-    records = load_coco_json(json_file, image_root)
-    if training:
-        records = select_for_training(records, seen_ids, json_file)
-    for record in records:
-        for annotation in record["annotations"]:
-            annotation["category_id"] = 0
-    return records
+    return [
+        {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            "annotations": [
+                {
+                    "bbox": annotation["bbox"],
+                    "bbox_mode": BoxMode.XYWH_ABS,
+                    "category_id": 0,
+                    "iscrowd": annotation.get("iscrowd", 0),
+                }
+                for annotation in image["annotations"]
+            ],
+        }
+        for image in load_images(json_file, image_root, seen, training)
+    ]
 
 
 def register_open_world_coco(name, json_file, image_root, seen, training=False):
@@ -50,7 +46,7 @@ def register_open_world_coco(name, json_file, image_root, seen, training=False):
 
     Args:
         name (str): the name for `DATASETS.TRAIN` or `DATASETS.TEST`.
-        json_file, image_root, seen, training: see :func:`load_open_world_coco`.
+        json_file, image_root, seen, training: see :func:`oln_d2.data.coco.load_images`.
 
     Raises:
         InputError: `name` is taken by another data set, or `seen` names no category.

@@ -52,14 +52,20 @@ class OpenWorldEvaluator(DatasetEvaluator):
                 only.
             protocols (tuple[str]): of "xclass" and "filtered", see `oln_d2.evaluation.open_world`.
             max_dets (int), ks (list[int]): see :class:`OpenWorldRecall`.
+
+        Raises:
+            InputError: a setting, or ground truth, that cannot be used: now, not after inference.
         """
         metadata = MetadataCatalog.get(dataset_name)
         self._json_file = metadata.json_file
-        self._seen_names = metadata.seen_names
         self._output_dir = output_dir
         self._distributed = distributed
         self._protocols = tuple(protocols)
         self._settings = {"max_dets": max_dets, "ks": ks}
+        if comm.is_main_process() or not distributed:
+            self._gt = GroundTruth.load(PathManager.get_local_path(self._json_file), metadata.seen_names)
+            for protocol in self._protocols:
+                OpenWorldRecall(self._gt, protocol, **self._settings)
         self.reset()
 
     def reset(self):
@@ -108,7 +114,7 @@ class OpenWorldEvaluator(DatasetEvaluator):
             if not comm.is_main_process():
                 return {}
             detections = {image: d for part in reversed(gathered) for image, d in part.items()}
-        gt = GroundTruth.load(PathManager.get_local_path(self._json_file), self._seen_names)
+        gt = self._gt
         missing = np.setdiff1d(gt.image_ids, list(detections))
         if len(missing):
             raise RuntimeError(

@@ -45,11 +45,12 @@ class OLNOutputLayers(FastRCNNOutputLayers):
             input_shape (ShapeSpec): shape of the input features.
             score_target: what the score learns, "iou" or "centerness".
             loss_weight (dict[str, float]): factors of "loss_box_score" and "loss_box_reg", default 1.
-            kwargs: arguments of :class:`FastRCNNOutputLayers`.
+            kwargs: arguments of :class:`FastRCNNOutputLayers`; box deltas are always class-agnostic.
 
         Raises:
             InputError: a score target that does not exist.
         """
+        kwargs["cls_agnostic_bbox_reg"] = True  # also with more than one class in the data
         super().__init__(input_shape, loss_weight=loss_weight or {}, **kwargs)
         if score_target not in QUALITIES:
             raise InputError(
@@ -64,7 +65,6 @@ class OLNOutputLayers(FastRCNNOutputLayers):
     @classmethod
     def from_config(cls, cfg, input_shape):
         ret = super().from_config(cfg, input_shape)
-        ret["cls_agnostic_bbox_reg"] = True  # also with more than one class in the data
         ret["score_target"] = cfg.MODEL.OLN.BOX_SCORE_TARGET
         ret["loss_weight"]["loss_box_score"] = cfg.MODEL.OLN.BOX_SCORE_LOSS_WEIGHT
         return ret

@@ -1,6 +1,6 @@
 """OLN-RPN: the first stage, which learns centerness and box sides instead of object or background."""
 
-from typing import List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +111,7 @@ class OLNRPN(RPN):
         objectness_negatives: bool = True,
         box_iou_thresholds: Tuple[float, float] = (0.3, 0.7),
         nms: Tuple[bool, bool] = (False, False),
+        loss_weight: Optional[Dict[str, float]] = None,
         **kwargs,
     ):
         """
@@ -123,24 +124,23 @@ class OLNRPN(RPN):
             box_iou_thresholds: the same two limits for the sample of the box loss, whose negatives
                 only count in the normaliser of both losses.
             nms: (train, test), whether proposals go through NMS.
+            loss_weight: factors of "loss_rpn_obj" and "loss_rpn_loc"; default: the paper's 1 and 10.
             kwargs: arguments of :class:`RPN`. `anchor_matcher`, `box_reg_loss_type` and
-                `smooth_l1_beta` are not used. Keys of `loss_weight`: "loss_rpn_obj", "loss_rpn_loc".
+                `smooth_l1_beta` are not used.
 
         Raises:
-            InputError: an objectness target that does not exist, or limits that are not two ascending
-            numbers in [0, 1].
+            InputError: an objectness target that does not exist, or a sample without anchors.
         """
-        super().__init__(**kwargs)
+        super().__init__(loss_weight=loss_weight or {"loss_rpn_obj": 1.0, "loss_rpn_loc": 10.0}, **kwargs)
         if objectness_target not in QUALITIES:
             raise InputError(
                 f"MODEL.OLN.OBJECTNESS_TARGET is {objectness_target!r}; use one of {list(QUALITIES)}"
             )
-        for key, limits in (
-            ("MODEL.OLN.OBJECTNESS_IOU_THRESHOLDS", objectness_iou_thresholds),
-            ("MODEL.RPN.IOU_THRESHOLDS", box_iou_thresholds),
-        ):
-            if len(limits) != 2 or not 0 <= limits[0] <= limits[1] <= 1:
-                raise InputError(f"{key} is {limits}; use two ascending numbers in [0, 1]")
+        if objectness_batch_size_per_image < 1:
+            raise InputError(
+                f"MODEL.OLN.OBJECTNESS_BATCH_SIZE_PER_IMAGE is {objectness_batch_size_per_image}; use 1 "
+                "or more"
+            )
         self.objectness_target = objectness_target
         self.objectness_iou_thresholds = objectness_iou_thresholds
         self.objectness_batch_size_per_image = objectness_batch_size_per_image
@@ -150,8 +150,19 @@ class OLNRPN(RPN):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        ret = super().from_config(cfg, input_shape)
+        """
+        Raises:
+            InputError: IoU thresholds that are not two ascending numbers in [0, 1].
+        """
         rpn, oln = cfg.MODEL.RPN, cfg.MODEL.OLN
+        for key, limits in (
+            ("MODEL.OLN.OBJECTNESS_IOU_THRESHOLDS", oln.OBJECTNESS_IOU_THRESHOLDS),
+            ("MODEL.RPN.IOU_THRESHOLDS", rpn.IOU_THRESHOLDS),
+        ):
+            numbers = all(isinstance(limit, (int, float)) for limit in limits)
+            if len(limits) != 2 or not numbers or not 0 <= limits[0] <= limits[1] <= 1:
+                raise InputError(f"{key} is {limits}; use two ascending numbers in [0, 1]")
+        ret = super().from_config(cfg, input_shape)
         ret["box2box_transform"] = LTRBTransform()
         ret["loss_weight"] = {
             "loss_rpn_obj": rpn.LOSS_WEIGHT * oln.OBJECTNESS_LOSS_WEIGHT,

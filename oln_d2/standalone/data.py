@@ -8,8 +8,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.functional import hflip, to_tensor
 
-from oln_d2.data.coco import check_images, load_coco, select_for_training
-from oln_d2.data.splits import split_category_ids
+from oln_d2.data.coco import load_images
 from oln_d2.errors import InputError
 
 
@@ -36,28 +35,14 @@ class CocoImages(Dataset):
     The images of a COCO file. An index is (int, bool): which image, and whether it is flipped.
 
     Args:
-        json_file (str): annotations in COCO format.
-        image_root (str): the folder that the `file_name`s start from.
-        seen (str or list[str]): the seen categories, see :func:`oln_d2.data.splits.seen_names`.
-        training (bool): True for what a model may see in training: annotations of seen categories
-            that are no crowds, and only images that hold one. False: every image.
+        json_file, image_root, seen, training: see :func:`oln_d2.data.coco.load_images`.
 
     Raises:
-        InputError: see `load_coco`, `split_category_ids`, `check_images` and `select_for_training`.
+        InputError: see there.
     """
 
     def __init__(self, json_file, image_root, seen, training):
-        content = load_coco(json_file)
-        seen_ids, _ = split_category_ids(content["categories"], seen, json_file)
-        check_images(json_file, image_root, content["images"])
-        annotations = {image["id"]: [] for image in content["images"]}
-        for annotation in content["annotations"]:
-            annotations[annotation["image_id"]].append(annotation)
-        records = [
-            {**image, "annotations": annotations[image["id"]]} for image in content["images"]
-        ]
-        if training:
-            records = select_for_training(records, seen_ids, json_file)
+        records = load_images(json_file, image_root, seen, training)
         self.image_root = image_root
         self.image_ids = [record["id"] for record in records]
         self.file_names = [record["file_name"] for record in records]
