@@ -25,7 +25,8 @@ def setup(args):
         cfg.merge_from_file(args.config_file)
         cfg.merge_from_list(args.opts)
     except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
-        raise InputError(f"--config-file {args.config_file} {' '.join(args.opts)}: {error}") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"--config-file {args.config_file}, or a KEY VALUE pair: {reason}") from None
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="oln_d2")

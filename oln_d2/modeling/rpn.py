@@ -88,8 +88,7 @@ class OLNRPNHead(StandardRPNHead):
             list[Tensor]: L tensors (N, A, Hi, Wi), objectness logits.
             list[Tensor]: L tensors (N, A*4, Hi, Wi), distances left, top, right, bottom per anchor.
         """
-        # In float32, since the squares of half precision features overflow.
-        hidden = [F.normalize(self.conv(x).float(), dim=1) for x in features]
+        hidden = [F.normalize(self.conv(x), dim=1) for x in features]
         return [self.objectness_logits(x) for x in hidden], [self.anchor_deltas(x) for x in hidden]
 
 

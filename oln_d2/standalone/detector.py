@@ -156,8 +156,7 @@ class OLNRPNHead(RPNHead):
     """
 
     def forward(self, x):
-        # In float32, since the squares of half precision features overflow.
-        hidden = [F.normalize(self.conv(features).float(), dim=1) for features in x]
+        hidden = [F.normalize(self.conv(features), dim=1) for features in x]
         return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
 
 
