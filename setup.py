@@ -20,8 +20,8 @@ setup(
     package_data={"oln_d2.configs": ["*.yaml", "*/*.yaml"]},
     # Detectron2 is not on PyPI, so it cannot be named here; README.md tells how to install it.
     install_requires=[
-        "torch>=2.1",
-        "torchvision>=0.16",
+        "torch>=2.3",
+        "torchvision>=0.18",
         "numpy>=1.23",
         "pycocotools>=2.0.6",
         "Pillow>=9.1",

@@ -20,7 +20,9 @@ NEEDS_DETECTRON2 = pytest.mark.skipif(
 
 
 def pytest_configure(config):
-    torch.set_num_threads(2)
+    # The models of most tests are so small that threads wait for one another, all the more on a busy
+    # machine.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
