@@ -30,15 +30,6 @@ GT = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """These models are tiny: two threads would spend their time waiting for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def standalone_model(depth=18, norm="FrozenBN", **kwargs):
     """A model with weights that give spread-out features, scores and boxes."""
     torch.manual_seed(depth)
