@@ -6,6 +6,7 @@ it is run, so that help comes at once and no command needs the libraries of anot
 import argparse
 import sys
 
+from oln_d2.data.splits import SPLITS
 from oln_d2.errors import InputError
 
 EVALUATE_EXAMPLES = """\
@@ -100,7 +101,9 @@ def add_train(commands):
     parser.add_argument("--train-json", required=True, metavar="FILE", help="annotations, COCO format")
     parser.add_argument("--images", required=True, metavar="DIR", help="the folder of their images")
     seen = parser.add_mutually_exclusive_group(required=True)
-    seen.add_argument("--split", help="the seen categories: voc (20 of COCO's 80) or person")
+    seen.add_argument(
+        "--split", choices=list(SPLITS), help="the seen categories: voc (20 of COCO's 80) or person"
+    )
     seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
     parser.add_argument("--val-json", metavar="FILE", help="evaluate on these annotations in the end")
     parser.add_argument("--val-images", metavar="DIR", help="the folder of their images")
@@ -146,7 +149,9 @@ def add_evaluate(commands):
     parser.add_argument("gt", metavar="GT", help="ground truth in COCO format, with `area`")
     parser.add_argument("results", metavar="RESULTS", nargs="+", help="detections in COCO format")
     seen = parser.add_mutually_exclusive_group(required=True)
-    seen.add_argument("--split", help="the seen categories: voc (20 of COCO's 80) or person")
+    seen.add_argument(
+        "--split", choices=list(SPLITS), help="the seen categories: voc (20 of COCO's 80) or person"
+    )
     seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
     parser.add_argument(
         "--protocol", choices=["xclass", "filtered", "both"], default="xclass", help="see below"

@@ -20,6 +20,7 @@ from detectron2.engine import DefaultTrainer, hooks  # noqa: E402
 from detectron2.evaluation import COCOEvaluator  # noqa: E402
 
 from oln_d2.evaluation import OpenWorldEvaluator  # noqa: E402
+from oln_d2.files import write_whole  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +49,8 @@ class BestCheckpointer(hooks.BestCheckpointer):
         updated = super()._update_best(val, iteration)
         if updated:
             record = {"metric": self._val_metric, "value": float(val), "iteration": iteration}
-            with open(self._record + ".tmp", "w") as f:
+            with write_whole(self._record) as temporary, open(temporary, "w") as f:
                 json.dump(record, f)
-            os.replace(self._record + ".tmp", self._record)
         return updated
 
 

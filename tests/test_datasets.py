@@ -36,6 +36,11 @@ def test_seen_names_from_split_list_string_and_file(tmp_path):
     assert seen_names(str(file)) == seen_names(file) == ("dog", "zebra")
     with pytest.raises(InputError, match="gone.txt: no such file"):
         seen_names(str(tmp_path / "gone.txt"))
+    file.write_bytes("\ufeffdog\n".encode())
+    assert seen_names(str(file)) == ("dog",)
+    file.write_bytes("caf\u00e9".encode("latin-1"))
+    with pytest.raises(InputError, match="seen.txt: cannot be read as UTF-8"):
+        seen_names(str(file))
     with pytest.raises(InputError, match="names no category"):
         seen_names(" , ")
 
@@ -152,6 +157,7 @@ def test_ground_truth_is_checked(coco):
     broken = [
         (lambda c: c.pop("categories"), "'categories' is missing"),
         (lambda c: c.update(images=[]), "'images' is empty"),
+        (lambda c: c["images"][0].update(id=2**70), "more than 64 bits"),
         (lambda c: c["images"].append(c["images"][0]), r"images\[5\].*id 1 occurs twice"),
         (lambda c: c["annotations"][4].update(image_id=99), r"annotations\[4\].*image_id 99"),
         (lambda c: c["annotations"][4].update(category_id=99), r"annotations\[4\].*category_id 99"),

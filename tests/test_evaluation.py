@@ -147,7 +147,7 @@ def test_public_evaluator(path):
 def test_random_cases_against_pycocotools(seed):
     """In some rare case (crowd, tie, box without area, empty image) a number would be wrong."""
     rng = np.random.default_rng(seed)
-    for _ in range(50):
+    for _ in range(130):
         content, results = random_case(rng)
         if not results:
             continue
@@ -392,8 +392,10 @@ def test_plot(tmp_path):
     result = score(content, results).result()
     result.plot(tmp_path / "ar.png")
     assert (tmp_path / "ar.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="ar.nonsense: its ending has to be one of"):
         result.plot(tmp_path / "ar.nonsense")
+    with pytest.raises(InputError, match="ar.png: cannot be written"):
+        result.plot(tmp_path / "none" / "ar.png")
     assert [p.name for p in tmp_path.iterdir()] == ["ar.png"]
 
 
@@ -402,9 +404,12 @@ def test_warning_when_detections_run_out():
     dets = [[10, 10, 50, 50]] + [[100, 100, 5 + i, 5] for i in range(99)]
     content, results = one_image([[10, 10, 50, 50]], dets, category=1)
     (warning,) = score(content, results, ks=(10, 100)).result().warnings
-    assert "100 detections" in warning and "99 of them" in warning and "AR@100 would" in warning
+    assert "100 detections" in warning and "99 of them" in warning and "AR@100 may" in warning
     assert not score(content, results, ks=(10, 50)).result().warnings
     assert not score(content, results, ks=(10, 100), protocol="filtered").result().warnings
+    # Where the protocol's own limit cuts, there is nothing for the user to keep more of.
+    assert not score(content, results, ks=(10, 100), max_dets=100).result().warnings
+    assert not score(*one_image([[10, 10, 50, 50]], dets[:1]), ks=(1, 10)).result().warnings
 
 
 def test_warning_for_rounded_scores():
@@ -427,6 +432,10 @@ def test_warning_for_rounded_scores():
         ({"boxes": [[0, 0, 1, 1], [5, 5, 4, 9]]}, "entry 1: .* negative size"),
         ({"boxes": [[0, 0, 1, 1]]}, "boxes have shape"),
         ({"scores": [[0.5, 0.4]]}, "scores have shape"),
+        ({"scores": [0.5, None]}, "score: expected numbers"),
+        ({"boxes": [["a"] * 4] * 2}, "box: expected numbers"),
+        ({"image_ids": [0, 0, 0]}, "image_ids have shape"),
+        ({"box_format": "XYXY"}, "box_format 'XYXY' is neither"),
     ],
 )
 def test_bad_detections(change, message):
@@ -456,7 +465,7 @@ def test_mask_of_another_size():
     content["annotations"][0]["segmentation"] = [[10, 10, 30, 10, 30, 30, 10, 30]]
     recall = OpenWorldRecall(GroundTruth(content, []), iou_type="mask")
     mask = mask_utils.encode(np.zeros((150, 300), np.uint8, order="F"))
-    with pytest.raises(InputError, match=r"entry 0: .* size \[150, 300\].* \[300, 300\]"):
+    with pytest.raises(InputError, match=r"entry 0: .* size \[150.0, 300.0\].* \[300.0, 300.0\]"):
         recall.update(0, None, [0.9], masks=[mask])
     with pytest.raises(InputError, match="1 masks"):
         recall.update(0, None, [0.9])
@@ -488,3 +497,17 @@ def test_ground_truth_without_area():
         content["annotations"][0]["area"] = area
         with pytest.raises(InputError, match=r"annotations\[0\]: area"):
             GroundTruth(content, names(SEEN), "gt.json")
+
+
+def test_half_precision_tensors():
+    """Detections of a model under autocast, or on a GPU, would have to be converted by its user."""
+    import torch
+
+    content, _ = one_image([[10, 10, 50, 50]])
+    recall = OpenWorldRecall(GroundTruth(content, names(SEEN)), ks=(10,))
+    boxes = torch.tensor([[10, 10, 60, 60]], dtype=torch.bfloat16)
+    recall.update(0, boxes, torch.tensor([0.5], dtype=torch.bfloat16))
+    result = recall.result()
+    assert result["all"]["AR@10"] == 1
+    with pytest.raises(InputError, match="group 'novel'"):
+        result.ar(10, "novel")

@@ -80,6 +80,8 @@ def _unique_ids(path, field, entries):
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), int):
             raise InputError(f"{path}: {field}[{index}] has no integer 'id'")
+        if abs(entry["id"]) >= 2**63:
+            raise InputError(f"{path}: {field}[{index}]: id {entry['id']} has more than 64 bits")
         if entry["id"] in ids:
             raise InputError(f"{path}: {field}[{index}]: id {entry['id']} occurs twice")
         ids.add(entry["id"])

@@ -34,7 +34,10 @@ def seen_names(seen):
             return SPLITS[str(seen)]
         path = Path(seen).expanduser()
         if path.is_file():
-            names = path.read_text(encoding="utf-8").splitlines()
+            try:
+                names = path.read_text(encoding="utf-8-sig").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"{seen}: cannot be read as UTF-8 text ({error})") from None
         elif path.suffix in (".txt", ".lst") or isinstance(seen, Path):
             raise InputError(f"{seen}: no such file; expected a text file of category names, one a line")
         else:

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from oln_d2.errors import InputError
+from oln_d2.files import write_whole
 
 # Bytes that are decoded at once: bounds the memory that is used beyond the arrays.
 PIECE = 2**23
@@ -187,8 +188,7 @@ def write_results(path, detections):
             same again.
     """
     encoder = msgspec.json.Encoder()
-    temporary = f"{path}.tmp"
-    with open(temporary, "wb") as f:
+    with write_whole(path) as temporary, open(temporary, "wb") as f:
         separator = b"[\n"
         for image, boxes, scores, masks in detections:
             entries = [
@@ -204,4 +204,3 @@ def write_results(path, detections):
                 f.write(encoder.encode(entry))
                 separator = b",\n"
         f.write(b"\n]\n" if separator == b",\n" else b"[]\n")
-    os.replace(temporary, path)

@@ -8,7 +8,7 @@ from oln_d2.errors import InputError
 from oln_d2.evaluation.coco_results import read_results
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.evaluation.open_world import DEFAULT_KS, PROTOCOLS, OpenWorldRecall
-from oln_d2.evaluation.plot import plot_results
+from oln_d2.evaluation.plot import plot_results, require_format
 from oln_d2.evaluation.result import GROUPS, percent, write_report
 
 
@@ -22,9 +22,16 @@ def evaluate(args):
     """
     if args.bootstrap is not None and args.bootstrap < 1:
         raise InputError(f"--bootstrap {args.bootstrap}: expected at least one draw")
-    for path in filter(None, (args.json, args.plot)):
-        if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-            raise InputError(f"{path}: its folder does not exist")
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed}: expected 0 or more")
+    outputs = [path for path in (args.json, args.plot) if path]
+    for path in outputs:
+        if not os.path.isdir(os.path.dirname(os.path.abspath(path))) or os.path.isdir(path):
+            raise InputError(f"{path}: is a folder, or its folder does not exist; give a file")
+        if os.path.realpath(path) in map(os.path.realpath, (args.gt, *args.results)):
+            raise InputError(f"{path}: is one of the files to be read; write to another")
+    if args.plot:
+        require_format(args.plot)
     max_dets = max(1500, *(args.k or [0])) if args.max_dets is None else args.max_dets
     ks = args.k or [k for k in DEFAULT_KS if k <= max_dets]
     gt = GroundTruth.load(args.gt, args.split or args.seen)

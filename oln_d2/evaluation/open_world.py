@@ -133,21 +133,29 @@ class OpenWorldRecall:
                 image that has had its detections already. Nothing is added then.
         """
         gt = self.ground_truth
-        scores = _array(scores)
+        if box_format not in ("xyxy", "xywh"):
+            raise InputError(f"box_format {box_format!r} is neither 'xyxy' nor 'xywh'")
+        scores, image_ids = _array(scores), _array(image_ids)
         if scores.ndim != 1:
             raise InputError(f"scores have shape {scores.shape}, not (D,)")
-        image = gt.index_images(np.broadcast_to(_array(image_ids), scores.shape))
+        if image_ids.shape not in ((), scores.shape):
+            raise InputError(f"image_ids have shape {image_ids.shape}, not that of scores, {scores.shape}")
+        image = gt.index_images(np.broadcast_to(image_ids, scores.shape))
         _require_finite("score", scores)
         if self.iou_type == "mask":
             items = masks
             if masks is None or len(masks) != len(scores):
                 raise InputError(f"expected {len(scores)} masks, one for each score")
-            sizes = np.array([mask["size"] for mask in masks]).reshape(-1, 2)
+            try:
+                sizes = np.array([mask["size"] for mask in masks], float).reshape(-1, 2)
+            except (TypeError, LookupError, ValueError):
+                raise InputError("masks are not COCO RLE, dicts with `size` and `counts`") from None
             other = np.flatnonzero((sizes != gt.image_sizes[image]).any(1))
             if len(other):
                 raise InputError(
-                    f"entry {other[0]}: mask of size {sizes[other[0]].tolist()} on an image of "
-                    f"{gt.image_sizes[image[other[0]]].astype(int).tolist()} (height, width)"
+                    f"entry {other[0]}: mask of size {sizes[other[0]].tolist()} on an image of size "
+                    f"{gt.image_sizes[image[other[0]]].tolist()} (height, width; nan: {gt.source} does "
+                    "not tell)"
                 )
         else:
             items = _array(boxes)
@@ -290,8 +298,8 @@ class OpenWorldRecall:
         crowd = self.ground_truth.crowd[gt]
         if crowd.any():
             union[crowd] = area
-        # 0 / 0: two boxes without area, NaN reaches no threshold
-        with np.errstate(invalid="ignore"):
+        # Boxes without area: NaN, or -inf where they are apart, reaches no threshold.
+        with np.errstate(divide="ignore", invalid="ignore"):
             inter /= union
         return inter, area
 
@@ -583,7 +591,10 @@ class _Ranking:
 def _array(values):
     """numpy array of what may be a tensor on any device."""
     if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
+        values = values.detach().cpu()
+        if str(values.dtype) == "torch.bfloat16":  # which numpy does not have
+            values = values.float()
+        values = values.numpy()
     return np.asarray(values)
 
 
@@ -601,6 +612,8 @@ def _descending(scores):
 
 
 def _require_finite(name, values):
+    if values.dtype.kind not in "fiub":
+        raise InputError(f"{name}: expected numbers, not {values.dtype}")
     if np.isfinite(values.sum()):  # the quick way to say so of all
         return
     bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))

@@ -5,6 +5,7 @@ import os
 import numpy as np
 
 from oln_d2.errors import InputError
+from oln_d2.files import write_whole
 
 
 def plot_results(path, results, group="unseen"):
@@ -19,6 +20,7 @@ def plot_results(path, results, group="unseen"):
     Raises:
         InputError: the format is not known, or the file cannot be written.
     """
+    require_format(path)
     # Not pyplot: no window system, no global state.
     from matplotlib.figure import Figure
 
@@ -34,10 +36,15 @@ def plot_results(path, results, group="unseen"):
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
-    name, ending = os.path.splitext(path)
-    temporary = f"{name}.tmp{ending}"
-    try:
+    with write_whole(path) as temporary:
         figure.savefig(temporary, dpi=150)
-        os.replace(temporary, path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be written ({error})") from None
+
+
+def require_format(path):
+    """Raises InputError where the ending of a picture's path tells no format."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    ending = os.path.splitext(path)[1][1:].lower()
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if ending not in formats:
+        raise InputError(f"{path}: its ending has to be one of {', '.join(sorted(formats))}")

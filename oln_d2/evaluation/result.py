@@ -2,11 +2,13 @@
 
 import json
 import math
-import os
 from collections import OrderedDict
 
 import numpy as np
 from tabulate import tabulate
+
+from oln_d2.errors import InputError
+from oln_d2.files import write_whole
 
 GROUPS = ("unseen", "seen", "all")
 AREA_SUFFIXES = {"all": "", "small": "s", "medium": "m", "large": "l"}
@@ -68,14 +70,22 @@ class OpenWorldResult:
     def recall(self, k, group="unseen", area="all"):
         """
         Args:
-            k (int): budget, at most `max_dets`.
+            k (int): budget; beyond `max_dets` recall stays what it is there, in AUC as well.
             group (str): "unseen", "seen" or "all".
             area (str): "all", "small", "medium" or "large".
+
+        Raises:
+            InputError: another group or area.
 
         Returns:
             (T,): share of the gts that the first k detections of each image found at each IoU
                 threshold.
         """
+        if group not in GROUPS or area not in AREA_SUFFIXES:
+            raise InputError(
+                f"group {group!r}, area {area!r}: use one of {', '.join(GROUPS)} and one of "
+                f"{', '.join(AREA_SUFFIXES)}"
+            )
         v, a = GROUPS.index(group), list(AREA_SUFFIXES).index(area)
         num_gts = self.counts[v, a].sum()
         if not num_gts:
@@ -234,17 +244,18 @@ class OpenWorldResult:
 
     def _warnings(self):
         warnings = []
-        # A file that was cut off holds the same number of detections for many images.
-        cut = min(self.given.max(), self.max_dets)
-        full = self.given >= cut
+        # A file that was cut off holds the same number of detections for many images. Where only the
+        # first `max_dets` take part by the protocol, there is nothing to be kept more of.
+        cut = self.given.max()
+        full = self.given == cut
         left = cut - self.freed[full]
         short = [k for k in self.ks if np.mean(left < k) > FEW_IMAGES]
-        if cut and short and full.mean() > FEW_IMAGES:
+        if 1 < cut < self.max_dets and short and full.mean() > FEW_IMAGES:
             names = ", ".join(f"AR@{k}" for k in short)
             warnings.append(
                 f"{full.sum()} of {len(full)} images have {cut} detections, where the list seems "
                 f"to be cut off, and {np.median(left):.0f} of them (median) are in the budget: "
-                f"with more detections {names} would be higher. Keep more of them, or compare "
+                f"with more detections {names} may be higher. Keep more of them, or compare "
                 "smaller k only."
             )
         if self.tied > MANY_TIES:
@@ -274,10 +285,8 @@ def write_report(path, results):
         results (list[dict]): from :meth:`OpenWorldResult.to_dict`, perhaps with more keys.
     """
     text = json.dumps({"results": _null_for_nan(results)}, indent=2, allow_nan=False)
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as f:
+    with write_whole(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
         f.write(text + "\n")
-    os.replace(temporary, path)
 
 
 def _null_for_nan(value):

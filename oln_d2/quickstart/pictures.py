@@ -5,6 +5,8 @@ import os
 import numpy as np
 from PIL import Image
 
+from oln_d2.files import write_whole
+
 TOP = 10
 FOUND_IOU = 0.5
 COLORS = {
@@ -56,9 +58,8 @@ def draw_proposals(path, image_root, ground_truth, detections, num_images):
     ]
     handles[-1].set_label(f"the {TOP} best proposals")
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    temporary = f"{path}.tmp.png"
-    figure.savefig(temporary, dpi=110)
-    os.replace(temporary, path)
+    with write_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def _rectangle(kind, box, color, width):

@@ -10,6 +10,7 @@ import torch
 
 from oln_d2.convert import detectron2_name
 from oln_d2.errors import InputError
+from oln_d2.files import write_whole
 from oln_d2.standalone.detector import build_detector
 
 # Of other versions of Detectron2 or of other norms; no parameters.
@@ -133,6 +134,5 @@ def save_checkpoint(model, path, **more):
         more: plain values and tensors to write beside the parameters.
     """
     parameters = {detectron2_name(name): tensor for name, tensor in model.state_dict().items()}
-    temporary = f"{path}.tmp"
-    torch.save({"model": parameters, "config": model.config, **more}, temporary)
-    os.replace(temporary, path)
+    with write_whole(path) as temporary:
+        torch.save({"model": parameters, "config": model.config, **more}, temporary)
