@@ -15,7 +15,8 @@ RECIPE = "configs/cpu/oln_box_R_18_FPN_GN.yaml"
 SMALL = (
     "INPUT.MIN_SIZE_TRAIN (96,) INPUT.MIN_SIZE_TEST 96 SOLVER.IMS_PER_BATCH 2 SOLVER.STEPS (1,) "
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN 50 MODEL.RPN.PRE_NMS_TOPK_TEST 50 MODEL.FPN.OUT_CHANNELS 32 "
-    "MODEL.ROI_BOX_HEAD.FC_DIM 32 SOLVER.MAX_ITER 4 TEST.EVAL_PERIOD 2 SOLVER.CHECKPOINT_PERIOD 2"
+    "MODEL.ROI_BOX_HEAD.FC_DIM 32 SOLVER.MAX_ITER 4 TEST.EVAL_PERIOD 2 SOLVER.CHECKPOINT_PERIOD 2 "
+    "SEED 1"
 ).split()
 
 
@@ -150,8 +151,10 @@ def test_best_checkpoint_of_two_data_sets(data, tmp_path):
 def test_evaluation_does_not_depend_on_the_number_of_processes(data, trained, tmp_path):
     """Two processes must find exactly what one finds, in the order of metrics to the last bit."""
     checkpoint = torch.load(trained[0] / "model_final.pth")
-    # Boxes near the anchors, so that there is something to find.
-    checkpoint["model"]["proposal_generator.rpn_head.anchor_deltas.bias"].fill_(0.5)
+    # The anchors themselves as boxes, so that there is something to find whatever was learnt.
+    for name, tensor in checkpoint["model"].items():
+        if "anchor_deltas" in name or "bbox_pred" in name:
+            tensor.fill_(0.5 if name.endswith("anchor_deltas.bias") else 0)
     weights = tmp_path / "weights.pth"
     torch.save({"model": checkpoint["model"]}, weights)
     reports = []
@@ -162,7 +165,7 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(data, trained, tm
         assert code == 0, log
         reports.append((output / "inference/coco_2017_voc_val/open_world_results.json").read_text())
     assert reports[0] == reports[1]
-    assert json.loads(reports[0])["results"][0]["unseen"]["AR@100"] > 0
+    assert json.loads(reports[0])["results"][0]["all"]["AR@1500"] > 0.05, reports[0]
 
 
 @NEEDS_DETECTRON2
