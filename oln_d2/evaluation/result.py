@@ -215,7 +215,8 @@ class OpenWorldResult:
             f"Percent. Protocol {self.protocol}: {PROTOCOL_TEXT[self.protocol]}. "
             f"{self.iou_type.capitalize()} IoU, the {self.max_dets} best detections of an image.",
             f"{len(self.given)} images, {self.given.sum()} detections: {per_image['min']} to "
-            f"{per_image['max']} an image, {per_image['mean']:.1f} on average{freed}.",
+            f"{per_image['max']} an image, {per_image['mean']:.1f} on average{freed}; "
+            f"{np.count_nonzero(self.given == 0)} images without any.",
             *(f"Warning: {text}" for text in self.warnings),
         ]
         return "\n".join(lines)
