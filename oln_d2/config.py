@@ -52,6 +52,13 @@ def add_oln_config(cfg):
     # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT, 1.)
     _C.MODEL.OLN.BOX_SCORE_LOSS_WEIGHT = 1.0
 
+    # The scores whose geometric mean ranks the detections: "objectness" (first stage), "box_score"
+    # (second stage) and, where masks are predicted by OLNMaskHead, "mask_score". Paper: all there are.
+    _C.MODEL.OLN.SCORES = ["objectness", "box_score"]
+    # Factor of the loss by which the second stage's features also learn to classify, object or
+    # background, as those of Faster R-CNN do. Paper: 0, without (above 0: an ablation of the paper).
+    _C.MODEL.OLN.BOX_CLS_LOSS_WEIGHT = 0.0
+
     # ---------------------------------------------------------------------------- #
     # Evaluation
     # ---------------------------------------------------------------------------- #

@@ -232,3 +232,77 @@ def test_predictor_without_a_config():
     predictor = OLNOutputLayers(ShapeSpec(channels=8), box2box_transform=transform, num_classes=80)
     scores, deltas = predictor(torch.zeros(3, 8))
     assert scores.shape == (3, 1) and deltas.shape == (3, 4)
+
+
+@pytest.mark.parametrize("name", ["roi_one", "roi_inf_degenerate"])
+def test_detections_tell_both_qualities(name):
+    """Who looks at why a box ranks high must see the centerness and IoU that made its score."""
+    case = Case(name)
+    case.heads.eval()
+    with torch.no_grad():
+        (found,), _ = case.heads(None, case.features, case.proposals)
+    assert len(found) > 10
+    close(found.scores, (found.objectness * found.box_scores).sqrt())
+    assert found.objectness.unique().numel() > 5 and found.box_scores.unique().numel() > 5
+
+
+def test_qualities_stay_with_their_boxes():
+    """A box that overflows, as in half precision, must not shift the qualities of the others."""
+    case = Case("roi_one")
+    case.heads.eval()
+    with torch.no_grad():
+        (before,), _ = case.heads(None, case.features, case.proposals)
+        case.proposals[0].proposal_boxes.tensor[0] = float("inf")
+        case.heads.box_pooler = FinitePooler(case.heads.box_pooler)
+        (after,), _ = case.heads(None, case.features, case.proposals)
+    close(after.scores, (after.objectness * after.box_scores).sqrt())
+    assert len(before) - 5 <= len(after) <= len(before) + 5
+
+
+class FinitePooler(torch.nn.Module):
+    """Pools the features of a box that is not finite from anywhere."""
+
+    def __init__(self, pooler):
+        super().__init__()
+        self.pooler = pooler
+
+    def forward(self, features, boxes):
+        return self.pooler(features, [type(b)(b.tensor.nan_to_num(posinf=1.0)) for b in boxes])
+
+
+@pytest.mark.parametrize("scores", [["objectness"], ["box_score"]])
+def test_one_score_alone(scores):
+    """With MODEL.OLN.SCORES the detections must be ranked by that score alone."""
+    case = Case("roi_one", build_roi_heads(SCORES=scores))
+    case.heads.eval()
+    with torch.no_grad():
+        (found,), _ = case.heads(None, case.features, case.proposals)
+    expected = found.objectness if scores == ["objectness"] else found.box_scores
+    close(found.scores, expected)
+    assert (found.scores.diff() <= 0).all()
+
+
+def test_unknown_score_is_named():
+    """A misspelt score must be reported by its key when the model is built."""
+    from oln_d2 import InputError
+
+    for scores in (["objectnes"], []):
+        with pytest.raises(InputError, match="MODEL.OLN.SCORES"):
+            build_roi_heads(SCORES=scores)
+
+
+def test_classification_put_back(first_n):
+    """The ablation must teach the features object or background, and change nothing else."""
+    plain = training_losses(Case("roi_one"))[3]
+    case = Case("roi_one", build_roi_heads(BOX_CLS_LOSS_WEIGHT=0.5))
+    rois, _, (scores, _), losses, _ = training_losses(case)
+    for name, loss in plain.items():
+        close(losses[name], loss)
+    expected = torch.nn.functional.cross_entropy(scores[:, 1:], rois[0].gt_classes)
+    close(losses["loss_cls"], 0.5 * expected)
+    losses["loss_cls"].backward()
+    assert case.heads.box_head.fc1.weight.grad.abs().sum() > 0
+    case.heads.eval()
+    with torch.no_grad():
+        (found,), _ = case.heads(None, case.features, case.proposals)
+    close(found.scores, (found.objectness * found.box_scores).sqrt())

@@ -1,8 +1,10 @@
 """OLN-Box: the second stage, which refines proposals and learns their IoU instead of a class."""
 
+from typing import Sequence
+
 import torch
 from detectron2.config import configurable
-from detectron2.layers import cat
+from detectron2.layers import cat, cross_entropy
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.utils.events import get_event_storage
@@ -24,6 +26,9 @@ Naming convention:
     positive: an RoI whose gt_classes is a foreground class. All foreground classes are one, "object".
 """
 
+# The scores that a detection's score can be made of before there are masks.
+FUSED = ("objectness", "box_score")
+
 
 class OLNOutputLayers(FastRCNNOutputLayers):
     """
@@ -37,6 +42,8 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         input_shape,
         *,
         score_target: str = "iou",
+        fused: Sequence[str] = FUSED,
+        classify: bool = False,
         loss_weight=None,
         **kwargs,
     ):
@@ -44,11 +51,16 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         Args:
             input_shape (ShapeSpec): shape of the input features.
             score_target: what the score learns, "iou" or "centerness".
-            loss_weight (dict[str, float]): factors of "loss_box_score" and "loss_box_reg", default 1.
+            fused: whose geometric mean is the score of a detection, of "objectness", the first
+                stage's score, and "box_score", this one's.
+            classify: whether the features also learn classes and background, as those of
+                :class:`FastRCNNOutputLayers` do (an ablation). Detections do not look at it.
+            loss_weight (dict[str, float]): factors of "loss_box_score", "loss_box_reg" and
+                "loss_cls", default 1.
             kwargs: arguments of :class:`FastRCNNOutputLayers`; box deltas are always class-agnostic.
 
         Raises:
-            InputError: a score target that does not exist.
+            InputError: a score target or a score that does not exist.
         """
         kwargs["cls_agnostic_bbox_reg"] = True  # also with more than one class in the data
         super().__init__(input_shape, loss_weight=loss_weight or {}, **kwargs)
@@ -56,17 +68,27 @@ class OLNOutputLayers(FastRCNNOutputLayers):
             raise InputError(
                 f"MODEL.OLN.BOX_SCORE_TARGET is {score_target!r}; use one of {list(QUALITIES)}"
             )
+        if not fused or not set(fused) <= set(FUSED):
+            raise InputError(f"MODEL.OLN.SCORES is {list(fused)}; use one or more of {list(FUSED)}")
         self.score_target = score_target
+        self.fused = tuple(fused)
+        self.classify = classify
         self.box_score = nn.Linear(self.cls_score.in_features, 1)
         nn.init.normal_(self.box_score.weight, std=0.01)
         nn.init.zeros_(self.box_score.bias)
-        del self.cls_score
+        if not classify:
+            del self.cls_score
 
     @classmethod
     def from_config(cls, cfg, input_shape):
         ret = super().from_config(cfg, input_shape)
-        ret["score_target"] = cfg.MODEL.OLN.BOX_SCORE_TARGET
-        ret["loss_weight"]["loss_box_score"] = cfg.MODEL.OLN.BOX_SCORE_LOSS_WEIGHT
+        oln = cfg.MODEL.OLN
+        ret["score_target"] = oln.BOX_SCORE_TARGET
+        ret["loss_weight"]["loss_box_score"] = oln.BOX_SCORE_LOSS_WEIGHT
+        ret["loss_weight"]["loss_cls"] = oln.BOX_CLS_LOSS_WEIGHT
+        ret["classify"] = oln.BOX_CLS_LOSS_WEIGHT > 0
+        # That of the masks comes later, after NMS: see OLNROIHeads.
+        ret["fused"] = [name for name in oln.SCORES if name != "mask_score"]
         return ret
 
     def forward(self, x):
@@ -75,10 +97,14 @@ class OLNOutputLayers(FastRCNNOutputLayers):
             x (Tensor): shape (R, ...), features of the RoIs.
 
         Returns:
-            (Tensor, Tensor): pred_scores, shape (R, 1), logits; and box deltas, shape (R, 4).
+            (Tensor, Tensor): pred_scores, shape (R, 1), logits, followed by the class logits if there
+            is a classifier; and box deltas, shape (R, 4).
         """
         x = torch.flatten(x, start_dim=1)
-        return self.box_score(x), self.bbox_pred(x)
+        scores = self.box_score(x)
+        if self.classify:
+            scores = torch.cat([scores, self.cls_score(x)], dim=1)
+        return scores, self.bbox_pred(x)
 
     def losses(self, predictions, proposals):
         """
@@ -88,7 +114,8 @@ class OLNOutputLayers(FastRCNNOutputLayers):
                 images with objects, `gt_boxes`.
 
         Returns:
-            dict[str, Tensor]: scalars `loss_box_score` and `loss_box_reg`.
+            dict[str, Tensor]: scalars `loss_box_score` and `loss_box_reg`, with a classifier also
+            `loss_cls`.
         """
         pred_scores, pred_deltas = predictions
         gt_classes = cat([p.gt_classes for p in proposals])
@@ -99,20 +126,22 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         positive = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
         # The quality of the RoI as it came, not as the box deltas refine it.
         targets = box_quality(self.score_target, boxes[positive], gt_boxes[positive])
-        pred_scores = pred_scores[positive, 0]
+        pred_qualities = pred_scores[positive, 0]
 
         storage = get_event_storage()
         if len(positive) > 0:
-            name, predicted = self.score_target, pred_scores.detach().float().sigmoid()
+            name, predicted = self.score_target, pred_qualities.detach().float().sigmoid()
             storage.put_scalar(f"roi_head/{name}_target", targets.mean().item())
             storage.put_scalar(f"roi_head/{name}_pred", predicted.mean().item())
 
         losses = {
             # Divided by all sampled RoIs, as Detectron2 divides the box loss, though only positives
             # are scored: each positive then has the same influence in every batch.
-            "loss_box_score": quality_loss(pred_scores, targets) / max(len(gt_classes), 1),
+            "loss_box_score": quality_loss(pred_qualities, targets) / max(len(gt_classes), 1),
             "loss_box_reg": self.box_reg_loss(boxes, gt_boxes, pred_deltas, gt_classes),
         }
+        if self.classify:
+            losses["loss_cls"] = cross_entropy(pred_scores[:, 1:].float(), gt_classes)
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
     def predict_probs(self, predictions, proposals):
@@ -122,15 +151,40 @@ class OLNOutputLayers(FastRCNNOutputLayers):
             proposals (list[Instances]): with `objectness_logits`, of the first stage.
 
         Returns:
-            list[Tensor]: shape (Ri, 2) each: the score of the detection, the geometric mean of both
+            list[Tensor]: shape (Ri, 2) each: the score of the detection, the geometric mean of the
             stages' qualities, in [0, 1], and the column of the background, which inference drops.
         """
-        box_qualities = predictions[0][:, 0].float().sigmoid()
         scores = []
-        for proposals_i, box_quality_i in zip(proposals, box_qualities.split([len(p) for p in proposals])):
-            score = fuse_scores(proposals_i.objectness_logits.float().sigmoid(), box_quality_i)
+        for qualities in self._qualities(predictions, proposals):
+            score = fuse_scores(*(qualities[name] for name in self.fused))
             scores.append(torch.stack([score, 1 - score], dim=1))
         return scores
+
+    def inference(self, predictions, proposals):
+        """
+        See :meth:`FastRCNNOutputLayers.inference`. The detections also have `objectness` and
+        `box_scores`, shape (Di,), in [0, 1]: the qualities that the two stages predict.
+        """
+        results, kept = super().inference(predictions, proposals)
+        boxes = self.predict_boxes(predictions, proposals)
+        per_image = zip(results, kept, boxes, self._qualities(predictions, proposals))
+        for detections, index, boxes_i, qualities in per_image:
+            # Detectron2 counts `index` in what is left without the boxes that are not finite.
+            finite = boxes_i.isfinite().all(dim=1)
+            for quality in qualities.values():
+                finite &= quality.isfinite()
+            index = finite.nonzero().squeeze(1)[index]
+            detections.objectness = qualities["objectness"][index]
+            detections.box_scores = qualities["box_score"][index]
+        return results, kept
+
+    def _qualities(self, predictions, proposals):
+        """list[dict[str, Tensor]]: of each image, by the names of `FUSED`, shape (Ri,)."""
+        box_scores = predictions[0][:, 0].float().sigmoid().split([len(p) for p in proposals])
+        return [
+            {"objectness": p.objectness_logits.float().sigmoid(), "box_score": box_score}
+            for p, box_score in zip(proposals, box_scores)
+        ]
 
 
 @ROI_HEADS_REGISTRY.register()

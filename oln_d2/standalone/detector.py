@@ -315,8 +315,7 @@ class OLNRoIHeads(detection.roi_heads.RoIHeads):
             Others: see `RoIHeads`.
 
         Returns:
-            list[dict[str, Tensor]]: for each image `boxes` and `scores`, descending; [] in
-                training.
+            list[dict[str, Tensor]]: for each image what :class:`OLNBox` says; [] in training.
             dict[str, Tensor]: `loss_box_score` and `loss_box_reg`; {} in inference.
         """
         boxes = [p["boxes"] for p in proposals]
@@ -351,10 +350,16 @@ class OLNRoIHeads(detection.roi_heads.RoIHeads):
 
     def _detections(self, proposals, boxes, iou, image_shape):
         scores = fuse_scores(proposals["centerness"], iou)
-        keep = boxes.isfinite().all(dim=1) & (scores > self.score_thresh)
-        boxes, scores = clip_boxes_to_image(boxes[keep], image_shape), scores[keep]
-        keep = nms(boxes, scores, self.nms_thresh)[: self.detections_per_img]
-        return {"boxes": boxes[keep], "scores": scores[keep]}
+        finite = boxes.isfinite().all(dim=1) & (scores > self.score_thresh)
+        detections = {
+            "boxes": clip_boxes_to_image(boxes, image_shape),
+            "scores": scores,
+            "objectness": proposals["centerness"],
+            "box_scores": iou,
+        }
+        detections = {name: value[finite] for name, value in detections.items()}
+        keep = nms(detections["boxes"], detections["scores"], self.nms_thresh)
+        return {name: value[keep[: self.detections_per_img]] for name, value in detections.items()}
 
 
 def _has_area(boxes):
@@ -370,7 +375,9 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
     may differ in size, and returns for each image a dict with
 
         - boxes (FloatTensor[D, 4]): XYXY in pixels of the image, descending by score
-        - scores (FloatTensor[D]): in [0, 1]
+        - scores (FloatTensor[D]): in [0, 1], the geometric mean of the next two
+        - objectness (FloatTensor[D]): centerness, as the first stage predicts it
+        - box_scores (FloatTensor[D]): IoU of box and object, as the second stage predicts it
 
     In training it also expects for each image a dict with
 
