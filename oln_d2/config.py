@@ -36,6 +36,13 @@ def add_oln_config(cfg):
     # no gradient from the IoU loss. With ImageNet weights and a long schedule that passes; short
     # schedules from scratch need 0.5, where the first boxes are the anchors.
     _C.MODEL.OLN.LTRB_INIT = 0.0
+    # How a box is told from its anchor: "ltrb", distances from the anchor's centre to the sides (paper),
+    # or "delta", Detectron2's shift of the centre and logarithm of the size (an ablation of the paper).
+    # The loss is the IoU of the decoded box in both.
+    _C.MODEL.OLN.RPN_BOX_CODING = "ltrb"
+    # Factor of the loss by which the features also learn to classify anchors, object or background, as
+    # those of an RPN do. Paper: 0, without (above 0: an ablation of the paper).
+    _C.MODEL.OLN.RPN_CLS_LOSS_WEIGHT = 0.0
     # Whether proposals go through a per-level NMS at MODEL.RPN.NMS_THRESH, in training and in test.
     # The authors' code runs none. Proposals per level: MODEL.RPN.PRE_NMS_TOPK_TRAIN and _TEST (paper:
     # 2000); over all levels: POST_NMS_TOPK_TRAIN and _TEST (authors' code: no limit).

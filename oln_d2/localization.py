@@ -165,7 +165,16 @@ def quality_loss(logits, targets):
     return (logits.float().sigmoid() - targets).abs().sum()
 
 
-def rpn_losses(anchors, logits, ltrb, labels, gt_boxes, target="centerness", negatives=True):
+def rpn_losses(
+    anchors,
+    logits,
+    ltrb,
+    labels,
+    gt_boxes,
+    target="centerness",
+    negatives=True,
+    decode=decode_ltrb,
+):
     """
     The two losses of the first stage, before their weights.
 
@@ -178,6 +187,7 @@ def rpn_losses(anchors, logits, ltrb, labels, gt_boxes, target="centerness", neg
         gt_boxes (Tensor): shape (2, N, R, 4), the assigned object's box; looked at where the label is 1.
         target (str): what the score learns, "centerness" or "iou".
         negatives (bool): whether the negatives of its sample teach the score, with target 0.
+        decode (callable): makes boxes of anchors and what `ltrb` holds.
 
     Returns:
         (Tensor, Tensor, Tensor): scalars, the loss of the score and that of the boxes; and the targets of
@@ -194,7 +204,7 @@ def rpn_losses(anchors, logits, ltrb, labels, gt_boxes, target="centerness", neg
 
     image, anchor = (box_labels == 1).nonzero(as_tuple=True)
     # In float32: half precision moves sides by pixels.
-    pred_boxes = decode_ltrb(anchors[anchor], ltrb[image, anchor].float())
+    pred_boxes = decode(anchors[anchor], ltrb[image, anchor].float())
     loss_boxes = iou_loss(pred_boxes, box_gt[image, anchor]) / normalizer
 
     positive = score_labels == 1

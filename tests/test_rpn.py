@@ -355,3 +355,70 @@ def test_first_boxes():
             close(boxes, anchors[0].tensor, atol=1e-4)
         else:
             close(boxes[:, :2], boxes[:, 2:])
+
+
+def test_delta_coding(first_n):
+    """The ablation must learn and decode Detectron2's deltas, with the same loss of the boxes."""
+    from detectron2.modeling.box_regression import Box2BoxTransform
+    from detectron2.structures import Boxes
+
+    delta = build_rpn(RPN_BOX_CODING="delta", LTRB_INIT=0.5)
+    assert type(delta.box2box_transform) is Box2BoxTransform
+    assert (delta.rpn_head.anchor_deltas.bias == 0).all()
+    reference, case = Case("rpn_rand_small"), Case("rpn_rand_small", delta)
+    sizes = [len(level) for level in case.anchors]
+    # The same boxes in both codes; boxes turned inside out have no deltas.
+    ltrb = reference.ltrb.detach().clamp(min=0.1)
+    reference.predictions = reference.predictions[0], ltrb.split(sizes, dim=1)
+    anchors = Boxes.cat(case.anchors).tensor
+    boxes = decode_ltrb(anchors, ltrb)
+    deltas = torch.stack([delta.box2box_transform.get_deltas(anchors, b) for b in boxes])
+    deltas.requires_grad_()
+    case.predictions = case.predictions[0], deltas.split(sizes, dim=1)
+    losses, expected = case.losses(), reference.losses()
+    close(losses["loss_rpn_loc"].detach(), expected["loss_rpn_loc"], rtol=1e-4)
+    losses["loss_rpn_loc"].backward()
+    assert deltas.grad.abs().sum() > 0
+    pairs = zip(
+        delta.predict_proposals(case.anchors, *case.predictions, case.sizes),
+        reference.rpn.predict_proposals(case.anchors, *reference.predictions, case.sizes),
+    )
+    for ours, theirs in pairs:
+        close(ours.proposal_boxes.tensor, theirs.proposal_boxes.tensor, rtol=1e-4, atol=1e-2)
+
+
+def test_unknown_coding_is_named():
+    """A misspelt setting must be reported by its key when the model is built."""
+    from oln_d2 import InputError
+
+    with pytest.raises(InputError, match="MODEL.OLN.RPN_BOX_CODING"):
+        build_rpn(RPN_BOX_CODING="deltas")
+
+
+def test_classification_put_back(first_n):
+    """The ablation must teach the features object or background, and change nothing else."""
+    from detectron2.structures import Boxes, ImageList, Instances
+    from detectron2.utils.events import EventStorage
+
+    rpn = build_rpn(RPN_CLS_LOSS_WEIGHT=0.5)
+    size = (128, 160)
+    gt = [Instances(size, gt_boxes=Boxes(torch.tensor([[30.0, 30.0, 90.0, 100.0]])))]
+    features = {f"p{i}": torch.randn(1, 16, 128 >> i, 160 >> i) for i in range(2, 7)}
+    images = ImageList(torch.zeros(1, 3, *size), [size])
+    with EventStorage():
+        _, losses = rpn(images, features, gt)
+        levels = [features[f] for f in rpn.in_features]
+        logits = torch.cat([x.flatten() for x in rpn.rpn_head(levels)[2]])
+        labels = rpn.label_and_sample_anchors(rpn.anchor_generator(levels), gt)[0][0][0]
+    sampled = labels >= 0
+    assert (labels == 1).any() and (labels == 0).any()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits[sampled], labels[sampled].float(), reduction="sum"
+    )
+    close(losses["loss_rpn_cls"], 0.5 * expected / 256)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in rpn.parameters())
+    rpn.eval()
+    with torch.no_grad():
+        assert len(rpn(images, features)[0][0]) > 0
+    assert set(build_rpn().rpn_head.state_dict()) < set(rpn.rpn_head.state_dict())

@@ -41,7 +41,8 @@ Naming convention:
     objectness: the quality of the anchor (centerness or IoU) as the head predicts it,
         sigmoid(pred_objectness_logits); not a probability of being an object.
 
-    deltas: here the distances `ltrb` of oln_d2.localization. The name is Detectron2's.
+    deltas: the distances `ltrb` of oln_d2.localization, or with MODEL.OLN.RPN_BOX_CODING "delta"
+        Detectron2's deltas.
 
     gt_labels: 1 positive, 0 negative, -1 not in the sample.
 """
@@ -65,19 +66,30 @@ class OLNRPNHead(StandardRPNHead):
     """
 
     @configurable
-    def __init__(self, *, ltrb_init: float = 0.0, **kwargs):
+    def __init__(self, *, ltrb_init: float = 0.0, classify: bool = False, **kwargs):
         """
         Args:
             ltrb_init: the distances predicted at the start of training, in widths and heights of the
                 anchor; 0.5 makes the first boxes the anchors, 0 boxes without area.
+            classify: also predict object or background, see :class:`OLNRPN`.
             kwargs: arguments of :class:`StandardRPNHead`.
         """
         super().__init__(**kwargs)
         nn.init.constant_(self.anchor_deltas.bias, ltrb_init)
+        self.cls_logits = None
+        if classify:
+            predictor = self.objectness_logits
+            self.cls_logits = nn.Conv2d(predictor.in_channels, predictor.out_channels, 1)
+            nn.init.normal_(self.cls_logits.weight, std=0.01)
+            nn.init.zeros_(self.cls_logits.bias)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        return {"ltrb_init": cfg.MODEL.OLN.LTRB_INIT, **super().from_config(cfg, input_shape)}
+        ret = super().from_config(cfg, input_shape)
+        if cfg.MODEL.OLN.RPN_BOX_CODING == "ltrb":
+            ret["ltrb_init"] = cfg.MODEL.OLN.LTRB_INIT
+        ret["classify"] = cfg.MODEL.OLN.RPN_CLS_LOSS_WEIGHT > 0
+        return ret
 
     def forward(self, features: List[torch.Tensor]):
         """
@@ -87,9 +99,13 @@ class OLNRPNHead(StandardRPNHead):
         Returns:
             list[Tensor]: L tensors (N, A, Hi, Wi), objectness logits.
             list[Tensor]: L tensors (N, A*4, Hi, Wi), distances left, top, right, bottom per anchor.
+            list[Tensor]: only with a classifier in training; L tensors (N, A, Hi, Wi), its logits.
         """
         hidden = [F.normalize(self.conv(x), dim=1) for x in features]
-        return [self.objectness_logits(x) for x in hidden], [self.anchor_deltas(x) for x in hidden]
+        predictors = [self.objectness_logits, self.anchor_deltas]
+        if self.cls_logits is not None and self.training:
+            predictors.append(self.cls_logits)
+        return tuple([predictor(x) for x in hidden] for predictor in predictors)
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -123,14 +139,17 @@ class OLNRPN(RPN):
             box_iou_thresholds: the same two limits for the sample of the box loss, whose negatives
                 only count in the normaliser of both losses.
             nms: (train, test), whether proposals go through NMS.
-            loss_weight: factors of "loss_rpn_obj" and "loss_rpn_loc"; default: the paper's 1 and 10.
+            loss_weight: factors of "loss_rpn_obj", "loss_rpn_loc" and, for a head that also classifies
+                anchors (an ablation; proposals do not look at it), "loss_rpn_cls". Default: the
+                paper's 1, 10 and 0.
             kwargs: arguments of :class:`RPN`. `anchor_matcher`, `box_reg_loss_type` and
                 `smooth_l1_beta` are not used.
 
         Raises:
             InputError: an objectness target that does not exist, or a sample without anchors.
         """
-        super().__init__(loss_weight=loss_weight or {"loss_rpn_obj": 1.0, "loss_rpn_loc": 10.0}, **kwargs)
+        paper = {"loss_rpn_obj": 1.0, "loss_rpn_loc": 10.0, "loss_rpn_cls": 0.0}
+        super().__init__(loss_weight=loss_weight or paper, **kwargs)
         if objectness_target not in QUALITIES:
             raise InputError(
                 f"MODEL.OLN.OBJECTNESS_TARGET is {objectness_target!r}; use one of {list(QUALITIES)}"
@@ -162,10 +181,16 @@ class OLNRPN(RPN):
             if len(limits) != 2 or not numbers or not 0 <= limits[0] <= limits[1] <= 1:
                 raise InputError(f"{key} is {limits}; use two ascending numbers in [0, 1]")
         ret = super().from_config(cfg, input_shape)
-        ret["box2box_transform"] = LTRBTransform()
+        if oln.RPN_BOX_CODING not in ("ltrb", "delta"):
+            raise InputError(
+                f"MODEL.OLN.RPN_BOX_CODING is {oln.RPN_BOX_CODING!r}; use 'ltrb' or 'delta'"
+            )
+        if oln.RPN_BOX_CODING == "ltrb":
+            ret["box2box_transform"] = LTRBTransform()
         ret["loss_weight"] = {
             "loss_rpn_obj": rpn.LOSS_WEIGHT * oln.OBJECTNESS_LOSS_WEIGHT,
             "loss_rpn_loc": rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
+            "loss_rpn_cls": rpn.LOSS_WEIGHT * oln.RPN_CLS_LOSS_WEIGHT,
         }
         ret["box_iou_thresholds"] = rpn.IOU_THRESHOLDS
         ret["objectness_target"] = oln.OBJECTNESS_TARGET
@@ -222,16 +247,26 @@ class OLNRPN(RPN):
             matched_gt_boxes.append(boxes)
         return gt_labels, matched_gt_boxes
 
-    def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
+    def losses(
+        self,
+        anchors,
+        pred_objectness_logits,
+        gt_labels,
+        pred_anchor_deltas,
+        gt_boxes,
+        pred_cls_logits=None,
+    ):
         """
         Args:
             anchors (list[Boxes]): L, each (Hi*Wi*A, 4).
             pred_objectness_logits (list[Tensor]): L, each (N, Hi*Wi*A).
             gt_labels, gt_boxes (list[Tensor]): see :meth:`label_and_sample_anchors`.
             pred_anchor_deltas (list[Tensor]): L, each (N, Hi*Wi*A, 4).
+            pred_cls_logits (list[Tensor], optional): L, each (N, Hi*Wi*A).
 
         Returns:
-            dict[str, Tensor]: scalars `loss_rpn_obj` and `loss_rpn_loc`.
+            dict[str, Tensor]: scalars `loss_rpn_obj` and `loss_rpn_loc`, with class logits also
+            `loss_rpn_cls`.
         """
         anchors = Boxes.cat(anchors).tensor
         logits = cat(pred_objectness_logits, dim=1)
@@ -244,6 +279,7 @@ class OLNRPN(RPN):
             torch.stack(gt_boxes, dim=1),
             self.objectness_target,
             self.objectness_negatives,
+            lambda anchors, deltas: self.box2box_transform.apply_deltas(deltas, anchors),
         )
 
         storage = get_event_storage()
@@ -260,14 +296,32 @@ class OLNRPN(RPN):
             storage.put_scalar(f"rpn/{name}_target", targets[positive].mean().item())
             storage.put_scalar(f"rpn/{name}_pred", predicted.mean().item())
 
-        return {
-            "loss_rpn_obj": loss_obj * self.loss_weight["loss_rpn_obj"],
-            "loss_rpn_loc": loss_loc * self.loss_weight["loss_rpn_loc"],
-        }
+        losses = {"loss_rpn_obj": loss_obj, "loss_rpn_loc": loss_loc}
+        if pred_cls_logits is not None:
+            # As Detectron2's RPN: on the sample of the boxes, divided by its intended size.
+            sampled = box_labels >= 0
+            losses["loss_rpn_cls"] = F.binary_cross_entropy_with_logits(
+                cat(pred_cls_logits, dim=1)[sampled].float(),
+                box_labels[sampled].float(),
+                reduction="sum",
+            ) / (self.batch_size_per_image * num_images)
+        return {name: loss * self.loss_weight[name] for name, loss in losses.items()}
 
     def forward(self, images, features, gt_instances=None):
         """See :meth:`RPN.forward`. In training it also logs the recall of the proposals."""
-        proposals, losses = super().forward(images, features, gt_instances)
+        features = [features[f] for f in self.in_features]
+        anchors = self.anchor_generator(features)
+        objectness, deltas, *classes = self.rpn_head(features)
+        # Per anchor instead of per channel: (N, A*k, Hi, Wi) -> (N, Hi*Wi*A, k), k = 1 dropped.
+        objectness, *classes = (
+            [x.permute(0, 2, 3, 1).flatten(1) for x in levels] for levels in (objectness, *classes)
+        )
+        deltas = [x.permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in deltas]
+        losses = {}
+        if self.training:
+            gt_labels, gt_boxes = self.label_and_sample_anchors(anchors, gt_instances)
+            losses = self.losses(anchors, objectness, gt_labels, deltas, gt_boxes, *classes)
+        proposals = self.predict_proposals(anchors, objectness, deltas, images.image_sizes)
         if self.training:
             _log_recall(proposals, gt_instances)
         return proposals, losses
