@@ -143,8 +143,8 @@ def add_convert(commands):
     parser = commands.add_parser(
         "convert",
         help="the authors' published OLN-Box weights as a checkpoint for both runtimes",
-        description="Turns a checkpoint of the authors' code (mmdet) into one that load_detector and "
-        "MODEL.WEIGHTS take. Every tensor is checked; code that may be in the file is not executed.",
+        description="Turns a checkpoint of the authors' code (mmdet) into one that load_detector "
+        "and MODEL.WEIGHTS take. Every tensor is checked; code in the file is not executed.",
     )
     parser.add_argument("source", metavar="IN", help="their file, e.g. oln_box_public.pth")
     parser.add_argument("target", metavar="OUT", help="ours, e.g. oln_box_d2.pth")

@@ -11,8 +11,8 @@ import torch
 from oln_d2.errors import InputError
 from oln_d2.files import check_output
 
-# The authors' names and the standalone runtime's, by how they begin; a name begins with the first that
-# fits. The rest of it is the same in both.
+# How names begin in the authors' code and in the standalone runtime, the first that fits; the rest of
+# a name is the same in both.
 _PUBLIC = {
     "backbone.": "backbone.body.",
     **{f"neck.lateral_convs.{i}.conv.": f"backbone.fpn.inner_blocks.{i}.0." for i in range(4)},
@@ -137,9 +137,13 @@ def convert_public_state_dict(state_dict):
         if _UNUSED.search(name):
             unused.append(name)
             continue
-        standalone = next((n + name[len(p) :] for p, n in _PUBLIC.items() if name.startswith(p)), None)
+        standalone = next(
+            (n + name[len(p) :] for p, n in _PUBLIC.items() if name.startswith(p)), None
+        )
         if standalone is None:
-            raise InputError(f"{name} is no parameter of the authors' OLN-Box, all that is converted")
+            raise InputError(
+                f"{name} is no parameter of the authors' OLN-Box, all that is converted"
+            )
         if name.startswith("rpn_head.rpn_reg.") and len(tensor) == len(_LTRB_OF_TBLR):
             tensor = tensor[_LTRB_OF_TBLR]
         converted[detectron2_name(standalone)] = tensor
@@ -148,8 +152,9 @@ def convert_public_state_dict(state_dict):
 
 def convert_checkpoint(source, target):
     """
-    Make a checkpoint of the authors' OLN-Box one of ours, for both runtimes: `load_detector(target)`,
-    or `MODEL.WEIGHTS target`. How the model is built is told from names and shapes.
+    Make a checkpoint of the authors' OLN-Box one of ours, for both runtimes:
+    `load_detector(target)`, or `MODEL.WEIGHTS target`. How the model is built is told from names and
+    shapes.
 
     Args:
         source (str): a file of the authors' code, or a bare state dict under its names.
@@ -160,8 +165,8 @@ def convert_checkpoint(source, target):
         list[str]: names that were not used, see :func:`convert_public_state_dict`.
 
     Raises:
-        InputError: `source` is another file, lacks or has a tensor too many or one of another shape,
-            or holds values that are not finite; or `target` cannot be written. Nothing is written.
+        InputError: `source` is another file, has a tensor too few, too many or of another shape, or
+            holds values that are not finite; or `target` cannot be written. Nothing is written.
     """
     # They import this module.
     from oln_d2.standalone.checkpoint import read_checkpoint, save_checkpoint
@@ -209,8 +214,8 @@ def _detector_config(state_dict):
     bottleneck = any(re.match(r"backbone\.layer\d\.\d+\.conv3\.", name) for name in state_dict)
     if (blocks, bottleneck) not in _DEPTHS:
         raise InputError(
-            f"its ResNet has {blocks} {'bottleneck' if bottleneck else 'basic'} blocks; only depths "
-            f"{', '.join(map(str, _DEPTHS.values()))} can be converted"
+            f"its ResNet has {blocks} {'bottleneck' if bottleneck else 'basic'} blocks; only "
+            f"depths {', '.join(map(str, _DEPTHS.values()))} can be converted"
         )
     return {"depth": _DEPTHS[blocks, bottleneck], **widths}
 
@@ -235,8 +240,8 @@ def _check(state_dict, converted, model):
     for public in state_dict:
         if public not in expected and not _UNUSED.search(public):
             raise InputError(
-                f"{public} is no parameter of OLN-Box with a ResNet-{model.config['depth']}, all that is "
-                "converted"
+                f"{public} is no parameter of OLN-Box with a ResNet-{model.config['depth']}, all "
+                "that is converted"
             )
 
 

@@ -1,4 +1,4 @@
-"""Converting the authors' checkpoints. Their values end to end: test_end_to_end, test_standalone."""
+"""Converting the authors' checkpoints. Values end to end: test_end_to_end, test_standalone."""
 
 import subprocess
 import sys
@@ -36,7 +36,9 @@ def test_both_runtimes_agree_on_the_published_size(tmp_path):
     torch.save({"state_dict": {n: torch.from_numpy(a) for n, a in arrays.items()}}, theirs)
     convert_checkpoint(theirs, path)
 
-    pixels = torch.randint(0, 256, (3, 160, 192), generator=torch.Generator().manual_seed(0)).float()
+    pixels = torch.randint(
+        0, 256, (3, 160, 192), generator=torch.Generator().manual_seed(0)
+    ).float()
     standalone = load_detector(path)
     standalone.transform.min_size = (160,)
     cfg = load_config("oln_box_public_R_50_FPN.yaml")
@@ -98,7 +100,7 @@ def test_other_depths(depth, blocks, tmp_path):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_file_as_mmdet_writes_it(zipped, public, tmp_path):
-    """The command must take a real file, of old PyTorch as well, and say what it did and what is next."""
+    """The command must take a real file, of old PyTorch as well, and say what it did."""
     meta = {
         "config": "model = dict(type='FasterRCNN')",
         "CLASSES": ("person", "car"),
@@ -146,27 +148,46 @@ def only(*names):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (without("rpn_head.rpn_obj.bias"), "rpn_head.rpn_obj.bias .*objectness_logits.bias.* is missing"),
+        (
+            without("rpn_head.rpn_obj.bias"),
+            "rpn_head.rpn_obj.bias .*objectness_logits.bias.* is missing",
+        ),
         (without("rpn_head.rpn_obj.weight"), "rpn_head.rpn_obj.weight .* is missing"),
-        (without("neck.lateral_convs.0.conv.weight"), "neck.lateral_convs.0.conv.weight is missing"),
+        (
+            without("neck.lateral_convs.0.conv.weight"),
+            "neck.lateral_convs.0.conv.weight is missing",
+        ),
         (
             put("roi_head.bbox_head.fc_reg.weight", lambda tensor: torch.zeros(320, 64)),
             r"fc_reg.weight has shape \[320, 64\]; .*bbox_pred.weight .* has \[4, 64\]",
         ),
         (put("rpn_head.rpn_reg.bias", lambda _: torch.zeros(12)), r"rpn_reg.bias has shape \[12\]"),
         (put("roi_head.mask_head.x", lambda _: torch.zeros(1)), "mask_head.x is no parameter"),
-        (put("neck.fpn_convs.4.conv.bias", lambda _: torch.zeros(1)), "fpn_convs.4.conv.bias is no"),
-        (put("backbone.layer1.0.x", lambda _: torch.zeros(1)), "backbone.layer1.0.x is no parameter"),
+        (
+            put("neck.fpn_convs.4.conv.bias", lambda _: torch.zeros(1)),
+            "fpn_convs.4.conv.bias is no",
+        ),
+        (
+            put("backbone.layer1.0.x", lambda _: torch.zeros(1)),
+            "backbone.layer1.0.x is no parameter",
+        ),
         (put("backbone.layer1.2.x", lambda _: torch.zeros(1)), r"\(3, 2, 2, 2\) basic blocks"),
         (put("rpn_head.rpn_reg.bias", lambda b: b * float("nan")), "rpn_reg.bias .* NaN"),
         (put("backbone.bn1.bias", lambda b: b / 0), "backbone.bn1.bias .* infinite"),
         (only("conv1.weight", "layer1.0.conv1.weight", "fc.weight"), "seems to be a ResNet alone"),
         (
-            only("backbone.conv1.weight", "rpn_head.rpn_cls.weight", "roi_head.bbox_head.fc_cls.weight"),
+            only(
+                "backbone.conv1.weight",
+                "rpn_head.rpn_cls.weight",
+                "roi_head.bbox_head.fc_cls.weight",
+            ),
             "seems to be a Faster R-CNN of mmdet",
         ),
         (only("backbone.body.conv1.weight"), "seems to be .* torchvision detector"),
-        (only("backbone.bottom_up.stem.conv1.weight"), "seems to be another detector of Detectron2"),
+        (
+            only("backbone.bottom_up.stem.conv1.weight"),
+            "seems to be another detector of Detectron2",
+        ),
         (only("weight"), "holds no OLN-Box .*first name is weight"),
     ],
 )

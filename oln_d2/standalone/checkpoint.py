@@ -69,15 +69,19 @@ def read_checkpoint(path):
 
 def _numpy_scalars_allowed():
     """
-    numpy's scalars are plain values, too; mmdet keeps the seed as one. Older PyTorch than 2.6 cannot
-    be told so under the names of numpy 1 and of numpy 2, and goes on refusing such files.
+    numpy's scalars are plain values, too; mmdet may keep the seed as one. Older PyTorch than 2.6
+    cannot be told so under the names of numpy 1 and of numpy 2, and goes on refusing such files.
     """
     if torch.torch_version.TorchVersion(torch.__version__) < (2, 6):
         return contextlib.nullcontext()
     scalar = np.int64(0).__reduce__()[0]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    dtypes = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
-    return torch.serialization.safe_globals([*((scalar, name) for name in names), np.dtype, *dtypes])
+    dtypes = {
+        type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
+    }
+    return torch.serialization.safe_globals(
+        [*((scalar, name) for name in names), np.dtype, *dtypes]
+    )
 
 
 def load_checkpoint(model, path):
@@ -101,8 +105,8 @@ def _read_own(path):
     content = read_checkpoint(path)
     if is_public(content["model"]):
         raise InputError(
-            f"{path}: has the names of the authors' code; convert it first: python -m oln_d2 convert "
-            f"{path} oln_box_d2.pth"
+            f"{path}: has the names of the authors' code; convert it first: python -m oln_d2 "
+            f"convert {path} oln_box_d2.pth"
         )
     return content
 
