@@ -257,9 +257,10 @@ def convert_command(args):
         f"OLN-Box: ResNet-{config['depth']}, FPN {config['fpn_channels']}, "
         f"fc {config['representation_size']}. {len(model.state_dict())} tensors converted."
     )
-    counters = [name for name in unused if name.endswith(".num_batches_tracked")]
-    others = [name for name in unused if name not in counters] or ["none"]
-    print(f"Not used: {', '.join(others)}, and {len(counters)} counters of batch norm.")
+    names = [name for name in unused if not name.endswith(".num_batches_tracked")]
+    if len(names) < len(unused):
+        names.append(f"{len(unused) - len(names)} counters of batch norm")
+    print(f"Not used: {', '.join(names) or 'nothing'}.")
     print(f"Wrote {args.target}. Next, without Detectron2:")
     print(f"  from oln_d2.standalone import load_detector; model = load_detector({args.target!r})")
     if config["depth"] == 50:

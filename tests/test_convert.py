@@ -119,8 +119,10 @@ def test_file_as_mmdet_writes_it(zipped, public, tmp_path):
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         assert "ResNet-18, FPN 32, fc 64" in result.stdout
-        assert "rpn_head.rpn_cls.weight" in result.stdout and "load_detector" in result.stdout
-    else:
+        assert "rpn_head.rpn_cls.weight" in result.stdout and "20 counters" in result.stdout
+        assert "load_detector" in result.stdout
+    else:  # then numpy was old as well, and its scalars had another name
+        source.write_bytes(source.read_bytes().replace(b"numpy._core", b"numpy.core"))
         convert_checkpoint(str(source), str(target))
     assert set(read_checkpoint(str(target))) == {"model", "config"}
     assert load_detector(str(target)).config["depth"] == 18
