@@ -1,12 +1,68 @@
-"""Masks of detections, from the head's small squares to COCO's RLE. Needs no Detectron2."""
+"""
+Masks of both runtimes: how well they fit, and the way from the head's small squares to COCO's RLE.
+Needs no Detectron2.
+"""
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as mask_utils
+from torch import nn
 
 THRESHOLD = 0.5
 # Masks of the size of the image that are held at once. 1500 of 800 x 1333 pixels would be 1.6 GB.
 CHUNK = 32
+
+
+class MaskScoreHead(nn.Module):
+    """
+    Predicts the IoU of a mask with its object from the RoI's features and the mask itself, as Mask
+    Scoring R-CNN does (Huang et al., 2019, sec. 3.2).
+
+    Args:
+        channels (int): C, of the RoI's features.
+        size (int): P, their side.
+        conv_dims, fc_dims (list[int]): widths of the layers; the last convolution halves P.
+        norm (callable, optional): makes the norm of a convolution of so many channels.
+    """
+
+    def __init__(self, channels, size, conv_dims, fc_dims, norm=None):
+        super().__init__()
+        layers, width = [], channels + 1
+        for i, conv_dim in enumerate(conv_dims):
+            stride = 2 if i == len(conv_dims) - 1 else 1
+            layers.append(nn.Conv2d(width, conv_dim, 3, stride, padding=1, bias=norm is None))
+            layers += [norm(conv_dim)] if norm else []
+            layers.append(nn.ReLU())
+            size, width = (size + stride - 1) // stride, conv_dim
+        layers.append(nn.Flatten())
+        width *= size * size
+        for fc_dim in fc_dims:
+            layers += [nn.Linear(width, fc_dim), nn.ReLU()]
+            width = fc_dim
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(layer, nn.Linear):
+                nn.init.kaiming_uniform_(layer.weight, a=1)
+            if getattr(layer, "bias", None) is not None:
+                nn.init.zeros_(layer.bias)
+        self.layers = nn.Sequential(*layers)
+        self.predictor = nn.Linear(width, 1)
+        nn.init.normal_(self.predictor.weight, std=0.01)
+        nn.init.zeros_(self.predictor.bias)
+
+    def forward(self, x, masks):
+        """
+        Args:
+            x (Tensor): shape (R, C, P, P).
+            masks (Tensor): shape (R, 1, 2P, 2P), in [0, 1].
+
+        Returns:
+            Tensor: shape (R,), logits of the IoU.
+        """
+        x = torch.cat([x, F.max_pool2d(masks, 2)], dim=1)
+        return self.predictor(self.layers(x))[:, 0]
 
 
 def paste_masks(probabilities, boxes, height, width):

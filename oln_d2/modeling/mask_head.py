@@ -6,15 +6,14 @@ from typing import List
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import ShapeSpec, cat
+from detectron2.layers import cat, get_norm
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
-from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
+from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.structures import BitMasks, Instances, ROIMasks
 from detectron2.utils.events import get_event_storage
-from torch import nn
 
 from oln_d2.localization import mask_iou, quality_loss
-from oln_d2.masks import paste_masks
+from oln_d2.masks import MaskScoreHead, paste_masks
 
 """
 Shape shorthand in this module:
@@ -42,41 +41,6 @@ class PastedAsRLE(ROIMasks):
         return SimpleNamespace(tensor=paste_masks(self.tensor, boxes.tensor, height, width))
 
 
-class MaskScoreHead(nn.Module):
-    """
-    Predicts the IoU of a mask with its object from the RoI's features and the mask itself, as Mask
-    Scoring R-CNN does (Huang et al., 2019, sec. 3.2).
-    """
-
-    def __init__(self, channels, size, *, conv_dims, fc_dims, conv_norm=""):
-        """
-        Args:
-            channels (int), size (int): C and P.
-            conv_dims, fc_dims (list[int]): widths of the layers.
-            conv_norm (str): their norm, see :func:`detectron2.layers.get_norm`.
-        """
-        super().__init__()
-        shape = ShapeSpec(channels=channels + 1, height=size, width=size)
-        self.layers = FastRCNNConvFCHead(
-            shape, conv_dims=conv_dims, fc_dims=fc_dims, conv_norm=conv_norm
-        )
-        self.predictor = nn.Linear(fc_dims[-1], 1)
-        nn.init.normal_(self.predictor.weight, std=0.01)
-        nn.init.zeros_(self.predictor.bias)
-
-    def forward(self, x, masks):
-        """
-        Args:
-            x (Tensor): shape (R, C, P, P).
-            masks (Tensor): shape (R, 1, M, M), in [0, 1].
-
-        Returns:
-            Tensor: shape (R,), logits of the IoU.
-        """
-        x = torch.cat([x, F.max_pool2d(masks, 2)], dim=1)
-        return self.predictor(self.layers(x))[:, 0]
-
-
 @ROI_MASK_HEAD_REGISTRY.register()
 class OLNMaskHead(MaskRCNNConvUpsampleHead):
     """:class:`MaskRCNNConvUpsampleHead`, class-agnostic, with a :class:`MaskScoreHead`."""
@@ -99,9 +63,9 @@ class OLNMaskHead(MaskRCNNConvUpsampleHead):
         self.score = MaskScoreHead(
             input_shape.channels,
             input_shape.height,
-            conv_dims=conv_dims[:-1],
-            fc_dims=score_fc_dims,
-            conv_norm=conv_norm,
+            conv_dims[:-1],  # the last is that of the upsampling
+            score_fc_dims,
+            (lambda channels: get_norm(conv_norm, channels)) if conv_norm else None,
         )
 
     @classmethod
