@@ -17,7 +17,10 @@ setup(
     # The recipes live beside the package in the repository and inside it once installed.
     packages=find_packages(include=["oln_d2", "oln_d2.*"]) + ["oln_d2.configs"],
     package_dir={"oln_d2.configs": "configs"},
-    package_data={"oln_d2.configs": ["*.yaml", "*/*.yaml"]},
+    package_data={
+        "oln_d2.configs": ["*.yaml", "*/*.yaml"],
+        "oln_d2.model_zoo": ["zoo.json"],
+    },
     # Detectron2 is not on PyPI, so it cannot be named here; README.md tells how to install it.
     install_requires=[
         "torch>=2.3",

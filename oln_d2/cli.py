@@ -41,6 +41,7 @@ def main(argv=None):
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_quickstart(commands)
     add_train(commands)
+    add_convert(commands)
     add_evaluate(commands)
     add_benchmark(commands)
     args = parser.parse_args(argv)
@@ -134,6 +135,24 @@ def add_train(commands):
         from oln_d2.standalone.training import train_command
 
         train_command(args)
+
+    parser.set_defaults(run=run)
+
+
+def add_convert(commands):
+    parser = commands.add_parser(
+        "convert",
+        help="the authors' published OLN-Box weights as a checkpoint for both runtimes",
+        description="Turns a checkpoint of the authors' code (mmdet) into one that load_detector "
+        "and MODEL.WEIGHTS take. Every tensor is checked; code in the file is not executed.",
+    )
+    parser.add_argument("source", metavar="IN", help="their file, e.g. oln_box_public.pth")
+    parser.add_argument("target", metavar="OUT", help="ours, e.g. oln_box_d2.pth")
+
+    def run(args):
+        from oln_d2.convert import convert_command
+
+        convert_command(args)
 
     parser.set_defaults(run=run)
 

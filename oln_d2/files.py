@@ -6,6 +6,21 @@ import os
 from oln_d2.errors import InputError
 
 
+def check_output(path, inputs):
+    """
+    Args:
+        path (str): a file that is to be written later.
+        inputs (Iterable[str]): the files that are to be read.
+
+    Raises:
+        InputError: it cannot be written, or is one of `inputs`.
+    """
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))) or os.path.isdir(path):
+        raise InputError(f"{path}: is a folder, or its folder does not exist; give a file")
+    if os.path.realpath(path) in map(os.path.realpath, inputs):
+        raise InputError(f"{path}: is one of the files to be read; write to another")
+
+
 @contextlib.contextmanager
 def write_whole(path):
     """

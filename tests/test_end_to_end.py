@@ -8,38 +8,51 @@ import torch
 from conftest import GOLDEN, NEEDS_DETECTRON2, close, load_golden
 from test_configs import load_config
 
-from oln_d2.convert import convert_public_state_dict
+from oln_d2.convert import convert_checkpoint, convert_public_state_dict
 
 pytestmark = NEEDS_DETECTRON2
 
 
-def public_state_dict():
-    """The seeded weights of the golden model under the public names."""
+def seeded_weights():
+    """The module that makes weights from names and shapes."""
     spec = importlib.util.spec_from_file_location("seeded_weights", GOLDEN / "seeded_weights.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def public_state_dict():
+    """The seeded weights of the golden model under the public names."""
+    seeded = seeded_weights()
     info = json.loads((GOLDEN / "e2e_r18_small.json").read_text())
-    arrays = module.state(json.loads((GOLDEN / "e2e_r18_small_shapes.json").read_text()), info["seed"])
-    assert module.digest(arrays) == info["weights_sha256"]
+    arrays = seeded.state(json.loads((GOLDEN / "e2e_r18_small_shapes.json").read_text()), info["seed"])
+    assert seeded.digest(arrays) == info["weights_sha256"]
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+def converted_golden(folder):
+    """The path of the golden model as a user gets it: converted from a file of the public code."""
+    public, ours = str(folder / "public.pth"), str(folder / "ours.pth")
+    torch.save({"meta": {"epoch": 8}, "state_dict": public_state_dict()}, public)
+    convert_checkpoint(public, ours)
+    return ours
+
+
 @pytest.fixture(scope="module")
-def model():
-    """Our OLN-Box with a ResNet-18 of the golden model's size and its weights."""
+def model(tmp_path_factory):
+    """Our OLN-Box with a ResNet-18 of the golden model's size and its weights, by way of a file."""
     from detectron2.modeling import build_model
+
+    from oln_d2.training import StrictCheckpointer
 
     cfg = load_config("oln_box_R_50_FPN.yaml")
     cfg.merge_from_list(
         ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
         + ["MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 64]
+        + ["MODEL.WEIGHTS", converted_golden(tmp_path_factory.mktemp("golden"))]
     )
     model = build_model(cfg)
-    state_dict, unused = convert_public_state_dict(public_state_dict())
-    result = model.load_state_dict(state_dict, strict=False)
-    assert not result.unexpected_keys
-    assert all("num_batches_tracked" in name or "_cls." in name for name in unused)
-    assert not [name for name in result.missing_keys if not name.startswith("pixel_")]
+    StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     return model.eval()
 
 

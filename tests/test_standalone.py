@@ -184,15 +184,9 @@ def golden():
 @pytest.fixture(scope="module")
 def golden_model(tmp_path_factory):
     """The golden model with the weights of the public code, by way of a file."""
-    from test_end_to_end import public_state_dict
+    from test_end_to_end import converted_golden
 
-    from oln_d2.convert import convert_public_state_dict
-
-    path = str(tmp_path_factory.mktemp("golden") / "public.pth")
-    torch.save(convert_public_state_dict(public_state_dict())[0], path)
-    return oln_box_resnet18_fpn(
-        checkpoint=path, fpn_channels=32, representation_size=64, trainable_backbone_layers=5
-    ).eval()
+    return load_detector(converted_golden(tmp_path_factory.mktemp("golden")))
 
 
 def golden_inputs(golden):

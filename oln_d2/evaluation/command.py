@@ -10,6 +10,7 @@ from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.evaluation.open_world import DEFAULT_KS, PROTOCOLS, OpenWorldRecall
 from oln_d2.evaluation.plot import plot_results, require_format
 from oln_d2.evaluation.result import GROUPS, percent, write_report
+from oln_d2.files import check_output
 
 
 def evaluate(args):
@@ -26,10 +27,7 @@ def evaluate(args):
         raise InputError(f"--seed {args.seed}: expected 0 or more")
     outputs = [path for path in (args.json, args.plot) if path]
     for path in outputs:
-        if not os.path.isdir(os.path.dirname(os.path.abspath(path))) or os.path.isdir(path):
-            raise InputError(f"{path}: is a folder, or its folder does not exist; give a file")
-        if os.path.realpath(path) in map(os.path.realpath, (args.gt, *args.results)):
-            raise InputError(f"{path}: is one of the files to be read; write to another")
+        check_output(path, (args.gt, *args.results))
     if args.plot:
         require_format(args.plot)
     max_dets = max(1500, *(args.k or [0])) if args.max_dets is None else args.max_dets

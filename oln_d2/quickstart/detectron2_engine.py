@@ -1,27 +1,24 @@
 """The quickstart's models with Detectron2's trainer and the CPU recipes."""
 
 import logging
-from pathlib import Path
 
-from oln_d2 import __file__ as package
-from oln_d2.config import add_oln_config
 from oln_d2.data.coco import load_coco
 from oln_d2.data.datasets import register_open_world_coco
 from oln_d2.errors import require_detectron2
+from oln_d2.model_zoo import get_config
 from oln_d2.quickstart.synthetic import KNOWN
 from oln_d2.training import Trainer
 
 require_detectron2("--engine detectron2")
 
-from detectron2.config import get_cfg  # noqa: E402
 from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
 import oln_d2.modeling  # noqa: E402, F401  registers the components
 
 RECIPES = {
-    "oln_box": "oln_box_R_10_FPN_GN.yaml",
-    "faster_rcnn": "faster_rcnn_1_anchor_R_10_FPN_GN.yaml",
+    "oln_box": "cpu/oln_box_R_10_FPN_GN.yaml",
+    "faster_rcnn": "cpu/faster_rcnn_1_anchor_R_10_FPN_GN.yaml",
 }
 
 
@@ -40,12 +37,7 @@ def train_and_detect(model, data, folder, seed, epochs):
         json_file, image_root = str(data / f"{part}.json"), str(data / part)
         register_open_world_coco(name, json_file, image_root, list(KNOWN), training=part == "train")
 
-    cfg = get_cfg()
-    add_oln_config(cfg)
-    # In the repository the recipes are beside the package, once installed inside it.
-    root = Path(package).parent
-    configs = root / "configs" if (root / "configs").is_dir() else root.parent / "configs"
-    cfg.merge_from_file(str(configs / "cpu" / RECIPES[model]))
+    cfg = get_config(RECIPES[model])
     num_images = len(load_coco(data / "train.json")["images"])
     iterations = max(round(epochs * num_images / cfg.SOLVER.IMS_PER_BATCH), 1)
     cfg.merge_from_list(

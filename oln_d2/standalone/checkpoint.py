@@ -3,12 +3,15 @@ Checkpoints that both runtimes read. On disk parameters have Detectron2's names,
 wrote them; what else is in the file is of no concern to the other one.
 """
 
+import contextlib
 import os
 import pickle
+import re
 
+import numpy as np
 import torch
 
-from oln_d2.convert import detectron2_name
+from oln_d2.convert import detectron2_name, is_public
 from oln_d2.errors import InputError
 from oln_d2.files import write_whole
 from oln_d2.standalone.detector import build_detector
@@ -22,8 +25,8 @@ def read_checkpoint(path):
     Read a file without executing code that may be in it.
 
     Args:
-        path (str): a checkpoint of Detectron2 or of this runtime, or a bare state dict, as
-            `torch.save` writes them.
+        path (str): a checkpoint of Detectron2, of this runtime or of mmdet, or a bare state dict,
+            as `torch.save` writes them.
 
     Returns:
         dict: its content, with the parameters under "model".
@@ -33,13 +36,17 @@ def read_checkpoint(path):
             values.
     """
     try:
-        content = torch.load(os.path.expanduser(path), map_location="cpu", weights_only=True)
+        with _numpy_scalars_allowed():
+            content = torch.load(os.path.expanduser(path), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file; give a checkpoint, e.g. output/model_final.pth"
         ) from None
     except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        held = re.search(r"GLOBAL ([\w.]*\w)", str(error))  # torch says so after much else
+        if held:
+            reason = f"it holds {held[1]}"
         raise InputError(
             f"{path}: cannot be loaded as tensors and plain values alone ({reason}); pickled code "
             "is not executed. Where you trust the file, load it yourself and torch.save its state "
@@ -49,6 +56,8 @@ def read_checkpoint(path):
         raise InputError(
             f"{path}: holds a {type(content).__name__}, not a checkpoint (a dict of tensors)"
         )
+    if isinstance(content.get("state_dict"), dict):
+        content = {"model": content["state_dict"]}
     if not isinstance(content.get("model"), dict):
         content = {"model": content}
     if not any(isinstance(value, torch.Tensor) for value in content["model"].values()):
@@ -56,6 +65,23 @@ def read_checkpoint(path):
             f"{path}: holds no tensors; give a checkpoint that Detectron2 or `train` wrote"
         )
     return content
+
+
+def _numpy_scalars_allowed():
+    """
+    numpy's scalars are plain values, too; mmdet may keep the seed as one. Older PyTorch than 2.6
+    cannot be told so under the names of numpy 1 and of numpy 2, and goes on refusing such files.
+    """
+    if torch.torch_version.TorchVersion(torch.__version__) < (2, 6):
+        return contextlib.nullcontext()
+    scalar = np.int64(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    dtypes = {
+        type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
+    }
+    return torch.serialization.safe_globals(
+        [*((scalar, name) for name in names), np.dtype, *dtypes]
+    )
 
 
 def load_checkpoint(model, path):
@@ -72,7 +98,17 @@ def load_checkpoint(model, path):
         InputError: see :func:`read_checkpoint`; or the checkpoint of another model. Nothing is
             loaded.
     """
-    _load_parameters(model, read_checkpoint(path)["model"], path)
+    _load_parameters(model, _read_own(path)["model"], path)
+
+
+def _read_own(path):
+    content = read_checkpoint(path)
+    if is_public(content["model"]):
+        raise InputError(
+            f"{path}: has the names of the authors' code; convert it first: python -m oln_d2 "
+            f"convert {path} oln_box_d2.pth"
+        )
+    return content
 
 
 def _load_parameters(model, parameters, path):
@@ -105,7 +141,8 @@ def _load_parameters(model, parameters, path):
 def load_detector(path):
     """
     Args:
-        path (str): a checkpoint that :func:`save_checkpoint` or `python -m oln_d2 train` wrote.
+        path (str): a checkpoint that :func:`save_checkpoint`, `python -m oln_d2 train` or
+            `python -m oln_d2 convert` wrote.
 
     Returns:
         nn.Module: the detector it holds, in inference mode.
@@ -113,7 +150,7 @@ def load_detector(path):
     Raises:
         InputError: see :func:`load_checkpoint`; or the file does not tell how to build its model.
     """
-    content = read_checkpoint(path)
+    content = _read_own(path)
     if "config" not in content:
         raise InputError(
             f"{path}: does not tell how its model is built; if Detectron2 trained it, build the "

@@ -1,0 +1,109 @@
+"""Recipes and weights by name."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import CONFIGS, NEEDS_DETECTRON2, ROOT
+
+from oln_d2 import model_zoo
+from oln_d2.errors import InputError
+from oln_d2.model_zoo.__main__ import model_zoo_md
+
+RECIPES = [row["recipe"] for row in model_zoo.rows()]
+
+
+def test_every_recipe_has_one_row():
+    """A recipe that is not listed would not be found, one without a file could not be run."""
+    files = {
+        path.relative_to(CONFIGS).as_posix()
+        for path in CONFIGS.rglob("*.yaml")
+        if not path.name.startswith("Base-")
+    }
+    assert sorted(RECIPES) == sorted(files)
+    known = {"recipe", "group", "what", "weights", "measured", "published"}
+    for row in model_zoo.rows():
+        assert {"recipe", "group", "what"} <= row.keys() <= known
+        assert not row.get("weights") or row["weights"].keys() == {"url", "sha256"}
+        assert not row.get("published") or row["published"]["whose"]
+        assert not row.get("measured") or row.get("weights")  # of which weights, otherwise?
+
+
+def test_page_is_up_to_date():
+    """`MODEL_ZOO.md` must show what `zoo.json` says: python -m oln_d2.model_zoo > MODEL_ZOO.md."""
+    command = [sys.executable, "-m", "oln_d2.model_zoo"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == (ROOT / "MODEL_ZOO.md").read_text(encoding="utf-8")
+
+
+def test_page_shows_weights_and_metrics(monkeypatch):
+    """Trained weights must come with their address, digest and what was measured of them."""
+    row = {"recipe": "a.yaml", "group": "OLN", "what": "A", "measured": {"AR@100": 33.3}}
+    row["weights"] = {"url": "https://x.org/a.pth", "sha256": "0123"}
+    monkeypatch.setattr("oln_d2.model_zoo.__main__.rows", lambda: [row])
+    last = model_zoo_md().splitlines()[-1]
+    assert last.endswith("| A | [file](https://x.org/a.pth), sha256 `0123` | AR@100 33.3 |")
+
+
+def test_config_file():
+    """The path must be the recipe's; a misspelt name must be answered with near ones."""
+    assert model_zoo.get_config_file("cpu/oln_box_R_18_FPN_GN.yaml") == str(
+        CONFIGS / "cpu" / "oln_box_R_18_FPN_GN.yaml"
+    )
+    for call in (model_zoo.get_config_file, model_zoo.get_checkpoint_url):
+        with pytest.raises(
+            InputError, match="oln_bx.yaml: no such recipe; near it: .*oln_box_R_50"
+        ):
+            call("oln_bx.yaml")
+
+
+def test_no_weights():
+    """Who asks for weights that nobody offers must be told the commands that make them."""
+    commands = "train_net.py --config-file configs/oln_box_R_50_FPN.yaml; or .* -m oln_d2 convert"
+    with pytest.raises(InputError, match=commands):
+        model_zoo.get_checkpoint_url("oln_box_R_50_FPN.yaml")
+    with pytest.raises(InputError) as error:
+        model_zoo.get_checkpoint_url("oln_box_public_R_50_FPN.yaml")
+    assert "convert" in str(error.value) and "train_net" not in str(error.value)
+
+
+def test_without_detectron2(monkeypatch):
+    """Who has no Detectron2 must be told so."""
+    monkeypatch.setitem(sys.modules, "detectron2.config", None)
+    with pytest.raises(ImportError, match="needs Detectron2.*install"):
+        model_zoo.get_config("oln_box_R_50_FPN.yaml")
+
+
+@NEEDS_DETECTRON2
+def test_config():
+    """The recipe must come with OLN's keys and its ImageNet weights to start from."""
+    cfg = model_zoo.get_config("oln_rpn_R_50_FPN.yaml")
+    assert cfg.MODEL.OLN.RPN_NMS_TEST and "ImageNet" in cfg.MODEL.WEIGHTS
+    cfg = model_zoo.get_config("oln_box_public_R_50_FPN.yaml")
+    assert cfg.MODEL.WEIGHTS == "oln_box_d2.pth"
+
+
+@NEEDS_DETECTRON2
+def test_models(monkeypatch, tmp_path):
+    """`get` must give the recipe's model, with the trained weights where there are some."""
+    import torch
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    recipe = "cpu/oln_box_R_10_FPN_GN.yaml"
+    with pytest.raises(InputError, match="nobody offers weights"):
+        model_zoo.get(recipe, trained=True)
+    torch.manual_seed(0)
+    random = model_zoo.get(recipe)
+    assert random.training and random.device.type == (
+        "cuda" if torch.cuda.is_available() else "cpu"
+    )
+    DetectionCheckpointer(random, str(tmp_path)).save("model")
+    url = str(tmp_path / "model.pth")
+    row = {"recipe": recipe, "weights": {"url": url, "sha256": ""}}
+    monkeypatch.setattr(model_zoo, "rows", lambda: [row])
+    assert model_zoo.get_config(recipe, trained=True).MODEL.WEIGHTS == url
+    trained = model_zoo.get(recipe, trained=True, device="cpu")
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(random.parameters(), trained.parameters()))
+    torch.manual_seed(1)
+    other = model_zoo.get(recipe, device="cpu")
+    assert not all(torch.equal(a, b) for a, b in zip(other.parameters(), trained.parameters()))
