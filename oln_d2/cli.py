@@ -14,8 +14,8 @@ examples:
   python -m oln_d2 sweep configs/cpu/*_R_18_*.yaml --output output/sweep --opts SEED 1
   python -m oln_d2 sweep configs/cpu/*_R_18_*.yaml --output output/sweep --collect-only
 
-Each recipe has the folder OUTPUT/NAME. The same command again goes on: finished recipes are skipped, an
-interrupted one is resumed from its last checkpoint, a failed one is tried again.
+Each recipe has the folder OUTPUT/NAME. The same command again goes on: finished recipes are
+skipped, an interrupted one is resumed from its last checkpoint, a failed one is tried again.
 """
 
 EVALUATE_EXAMPLES = """\
@@ -43,13 +43,13 @@ examples:
 
 
 SPLIT_HELP = (
-    "the seen categories: voc, 20 of COCO's 80; person; coco, all 80; or the same by the names of another "
-    f"data set, {', '.join(name for name in SPLITS if '_' in name)}"
+    "the seen categories: voc, 20 of COCO's 80; person; coco, all 80; or the same by the names of "
+    f"another data set, {', '.join(name for name in SPLITS if '_' in name)}"
 )
 
 
 def main(argv=None):
-    """Run a command and return its exit code: 0, 1 if part of a sweep failed, or 2 for bad input."""
+    """Run a command. Return its exit code: 0, 1 if part of a sweep failed, or 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m oln_d2", description="Open-world object localization."
     )
@@ -157,9 +157,9 @@ def add_sweep(commands):
     parser = commands.add_parser(
         "sweep",
         help="train recipes one after another with Detectron2 and collect their metrics in a table",
-        description="Trains recipes one after another, as train_net.py does, and collects the metrics of "
-        "their last evaluation in OUTPUT/results.md and results.json. A recipe that fails does not stop "
-        "the others; the exit code is then 1.",
+        description="Trains recipes one after another, as train_net.py does, and collects the "
+        "metrics of their last evaluation in OUTPUT/results.md and results.json. A recipe that "
+        "fails does not stop the others; the exit code is then 1.",
         epilog=SWEEP_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -167,7 +167,7 @@ def add_sweep(commands):
     parser.add_argument("--output", required=True, metavar="DIR", help="where all of it goes")
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="as of train_net.py")
     parser.add_argument(
-        "--collect-only", action="store_true", help="train nothing, only the table of what is finished"
+        "--collect-only", action="store_true", help="only the table of what is finished"
     )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",

@@ -1,4 +1,4 @@
-"""The command `python -m oln_d2 sweep`: recipes one after another, and their metrics in one table."""
+"""The command `python -m oln_d2 sweep`: recipes one after another, their metrics in one table."""
 
 import fcntl
 import os
@@ -77,7 +77,7 @@ def _name_folders(recipes, output):
 
 
 def _check(folders, opts):
-    """Raises InputError if a recipe cannot be read or its folder holds a run with other settings."""
+    """Raises InputError if a recipe cannot be read or its folder holds a run of other settings."""
     import yaml
 
     from oln_d2.train_net import load_config
@@ -127,19 +127,20 @@ def _log(folder):
 
 
 def _train(recipe, folder, num_gpus, opts):
-    """Train a recipe, from its last checkpoint if there is one. Returns why that failed, or None."""
+    """Train a recipe, from its last checkpoint if there is one. Return why that failed, or None."""
     os.makedirs(folder, exist_ok=True)
     with open(_log(folder), "a+b") as log:
         try:
             # Also held by the process that trains, for which the log is the output.
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{folder}: a process is training there; wait for it or end it") from None
+            message = f"{folder}: a process is training there; wait for it or end it"
+            raise InputError(message) from None
         except OSError:
             pass  # a file system without locks
         process = subprocess.Popen(
-            [sys.executable, "-m", "oln_d2.train_net", "--config-file", recipe, "--num-gpus", str(num_gpus)]
-            + ["--resume", *opts, "OUTPUT_DIR", folder],
+            [sys.executable, "-m", "oln_d2.train_net", "--config-file", recipe, "--resume"]
+            + ["--num-gpus", str(num_gpus), *opts, "OUTPUT_DIR", folder],
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
@@ -178,10 +179,7 @@ def _collect(folders, output):
         print("\nno finished recipe has open-world results")
         return
     table = tabulate(
-        [
-            [percent(float("nan") if x is None else x) if not isinstance(x, str) else x for x in row.values()]
-            for row in rows
-        ],
+        [[_cell(value) for value in row.values()] for row in rows],
         list(rows[0]),
         tablefmt="github",
         disable_numparse=True,
@@ -191,3 +189,9 @@ def _collect(folders, output):
     with write_whole(os.path.join(output, "results.md")) as temporary:
         Path(temporary).write_text(table + "\n", encoding="utf-8")
     write_report(os.path.join(output, "results.json"), rows)
+
+
+def _cell(value):
+    if isinstance(value, str):
+        return value
+    return percent(float("nan") if value is None else value)

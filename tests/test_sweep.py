@@ -45,7 +45,8 @@ def test_killed_sweep_goes_on(tmp_path):
     # Read without error, but its data is not there.
     broken = tmp_path / "broken.yaml"
     broken.write_text(f'_BASE_: {ROOT / BOX}\nDATASETS:\n  TRAIN: ("no_such_data",)\n')
-    arguments = [BOX, broken, RPN, "configs/cpu/Base-R18-GN.yaml", "--output", output, "--opts", *SMALL]
+    recipes = [BOX, broken, RPN, "configs/cpu/Base-R18-GN.yaml"]
+    arguments = [*recipes, "--output", output, "--opts", *SMALL]
     process = subprocess.Popen(
         command(*arguments), cwd=ROOT, env=environment(data), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -80,7 +81,8 @@ def test_killed_sweep_goes_on(tmp_path):
         for name in ("oln_box_R_10_FPN_GN", "oln_rpn_R_18_FPN_GN")
         for protocol in ("xclass", "filtered")
     ]
-    report = json.loads((folder / "inference/coco_2017_voc_val/open_world_results.json").read_text())
+    report = folder / "inference/coco_2017_voc_val/open_world_results.json"
+    report = json.loads(report.read_text())
     assert rows[0]["unseen AR@100"] == report["results"][0]["unseen"]["AR@100"]
     assert rows[1]["seen AR@100"] == report["results"][1]["seen"]["AR@100"]
     assert f"{100 * rows[0]['unseen AR@100']:.2f}" in table.splitlines()[2]
@@ -106,11 +108,12 @@ def test_collecting_and_bad_arguments(tmp_path, capsys):
         (folder / "open_world_results.json").write_text(json.dumps({"results": [result]}))
         if name != "c":
             (tmp_path / name / "finished").touch()
-    arguments = ["sweep", "x/a.yaml", "x/b.yaml", "x/c.yaml", "--output", str(tmp_path), "--collect-only"]
-    assert main(arguments) == 0
+    recipes = ["x/a.yaml", "x/b.yaml", "x/c.yaml"]
+    assert main(["sweep", *recipes, "--output", str(tmp_path), "--collect-only"]) == 0
     printed = capsys.readouterr().out
     assert "not finished: x/c.yaml" in printed and "50.00" in printed and "25.00" not in printed
-    rows = [line.split("|")[1:-1] for line in (tmp_path / "results.md").read_text().splitlines()[2:]]
+    table = (tmp_path / "results.md").read_text().splitlines()
+    rows = [line.split("|")[1:-1] for line in table[2:]]
     assert [cell.strip() for cell in rows[1]] == ["b", "my_val", "mask", "xclass"] + ["n/a"] * 5
     for recipes, message in [
         (["x/a.yaml", "y/a.yaml"], "y/a.yaml: the second recipe named a"),
@@ -129,7 +132,7 @@ def test_collecting_and_bad_arguments(tmp_path, capsys):
         ("gone.yaml", [], "gone.yaml"),
     ],
 )
-def test_recipes_are_read_before_the_first_run(recipe, opts, message, tmp_path, monkeypatch, capsys):
+def test_recipes_are_read_before_any_run(recipe, opts, message, tmp_path, monkeypatch, capsys):
     """A misspelt key of the last recipe must be found before days of training, not after."""
     from oln_d2.cli import main
 
