@@ -19,6 +19,7 @@ _HOMES = {
     "register_open_world_coco": "oln_d2.data.datasets",
     "OLNRPN": "oln_d2.modeling",
     "OLNRPNHead": "oln_d2.modeling",
+    "OLNMaskHead": "oln_d2.modeling",
     "OLNROIHeads": "oln_d2.modeling",
     "OLNOutputLayers": "oln_d2.modeling",
     "OpenWorldEvaluator": "oln_d2.evaluation",

@@ -67,6 +67,13 @@ def add_oln_config(cfg):
     _C.MODEL.OLN.BOX_CLS_LOSS_WEIGHT = 0.0
 
     # ---------------------------------------------------------------------------- #
+    # Masks: OLNMaskHead
+    # ---------------------------------------------------------------------------- #
+    # Factor of the loss of a mask's score. Its other settings are Detectron2's own: the layers are as
+    # many and as wide as MODEL.ROI_MASK_HEAD's convolutions and MODEL.ROI_BOX_HEAD's linear layers.
+    _C.MODEL.OLN.MASK_SCORE_LOSS_WEIGHT = 1.0
+
+    # ---------------------------------------------------------------------------- #
     # Evaluation
     # ---------------------------------------------------------------------------- #
     # Protocols to report: "xclass" (the paper's: a detection of a seen object is free) and "filtered"

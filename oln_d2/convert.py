@@ -43,6 +43,11 @@ _OF_TORCHVISION = [
     (r"^rpn\.head\.bbox_pred\.", "proposal_generator.rpn_head.anchor_deltas."),
     (r"^roi_heads\.box_head\.fc6\.", "roi_heads.box_head.fc1."),
     (r"^roi_heads\.box_head\.fc7\.", "roi_heads.box_head.fc2."),
+    (r"^(roi_heads\.mask_head\.)(\d)\.0\.", lambda m: f"{m[1]}mask_fcn{int(m[2]) + 1}."),
+    (r"^(roi_heads\.mask_head\.)(\d)\.1\.", lambda m: f"{m[1]}mask_fcn{int(m[2]) + 1}.norm."),
+    (r"^roi_heads\.mask_predictor\.conv5_mask\.", "roi_heads.mask_head.deconv."),
+    (r"^roi_heads\.mask_predictor\.mask_fcn_logits\.", "roi_heads.mask_head.predictor."),
+    (r"^roi_heads\.mask_score\.", "roi_heads.mask_head.score."),
 ]
 _UNUSED = re.compile(r"(rpn_head\.rpn_cls|bbox_head\.fc_cls)\.|\.num_batches_tracked$")
 _PREFIXES = ("backbone.bottom_up.", "backbone.fpn_", "proposal_generator.", "roi_heads.")

@@ -89,6 +89,22 @@ def aligned_iou(boxes1, boxes2):
     return inter / (area1 + area2 - inter).clamp(min=IOU_EPS)
 
 
+def mask_iou(masks, gt_masks, gt_areas):
+    """
+    Args:
+        masks, gt_masks (Tensor): shape (R, M, M), bool; the masks within the RoIs.
+        gt_areas (Tensor): shape (R,), whole area of the objects in cells of the masks, also of what
+            lies outside of the RoIs.
+
+    Returns:
+        Tensor: shape (R,), IoU of each pair, in [0, 1].
+    """
+    inter = (masks & gt_masks).flatten(1).sum(dim=1)
+    # An object is not smaller than what of it is seen, though its polygon's area may be.
+    gt_areas = torch.maximum(gt_areas, gt_masks.flatten(1).sum(dim=1))
+    return inter / (masks.flatten(1).sum(dim=1) + gt_areas - inter).clamp(min=1)
+
+
 QUALITIES = {"centerness": centerness, "iou": aligned_iou}
 
 

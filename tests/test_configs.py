@@ -30,10 +30,11 @@ def load_config(recipe):
 def one_image(height=256, width=320):
     """A training input of one image with one object."""
     import torch
-    from detectron2.structures import Boxes, Instances
+    from detectron2.structures import Boxes, Instances, PolygonMasks
 
     instances = Instances((height, width))
     instances.gt_boxes = Boxes(torch.tensor([[40.0, 50.0, 170.0, 190.0]]))
+    instances.gt_masks = PolygonMasks([[[40.0, 50.0, 170.0, 60.0, 100.0, 190.0]]])
     instances.gt_classes = torch.tensor([0])
     generator = torch.Generator().manual_seed(height * width)
     image = torch.randint(0, 256, (3, height, width), generator=generator).float()
@@ -48,6 +49,9 @@ def test_recipe_builds_trains_and_proposes(recipe):
     from detectron2.utils.events import EventStorage
 
     cfg = load_config(recipe)
+    if "ablations" in recipe:  # quicker, and shows that Base-R18-GN makes any recipe small
+        cfg.merge_from_file(str(CONFIGS / "cpu" / "Base-R18-GN.yaml"))
+    cfg.TEST.DETECTIONS_PER_IMAGE = 100  # not 1500 masks
     model = build_model(cfg)
     inputs = one_image()
     with EventStorage():
@@ -63,6 +67,7 @@ def test_recipe_builds_trains_and_proposes(recipe):
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
         assert len(output["proposals"]) <= 1500
     else:
+        assert output["instances"].has("pred_masks") == cfg.MODEL.MASK_ON
         assert output["instances"].image_size == (128, 160)
 
 

@@ -221,6 +221,18 @@ def test_masks_against_pycocotools():
             assert_equal_to_pycocotools(content, results, recall, iou_type="segm")
 
 
+def test_more_than_255_masks_in_an_image():
+    """OLN-Mask finds 1500 an image; pycocotools' own area of so many fails under numpy 2."""
+    content, _ = one_image([[50, 50, 20, 20]])
+    masks = np.zeros((300, 300, 400), np.uint8, order="F")
+    masks[50:70, 50:70] = 1
+    masks = mask_utils.encode(masks)
+    content["annotations"][0]["segmentation"] = masks[0]
+    recall = OpenWorldRecall(GroundTruth(content, []), iou_type="mask")
+    recall.update(0, None, np.linspace(1, 0.5, 400), masks=masks)
+    assert recall.result()["unseen"]["AR@10"] == 1
+
+
 def test_polygons_and_uncompressed_masks():
     """Masks as COCO's own annotation files have them could not be scored."""
     content, _ = one_image([[10, 10, 20, 20], [50, 50, 20, 20]])

@@ -19,6 +19,7 @@ from oln_d2.evaluation.coco_results import write_results  # noqa: E402
 from oln_d2.evaluation.ground_truth import GroundTruth  # noqa: E402
 from oln_d2.evaluation.open_world import DEFAULT_KS, OpenWorldRecall  # noqa: E402
 from oln_d2.evaluation.result import GROUPS, write_report  # noqa: E402
+from oln_d2.masks import RLEMasks  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -150,13 +151,15 @@ class OpenWorldEvaluator(DatasetEvaluator):
 def _encode(masks):
     """
     Args:
-        masks (d, H, W): bool tensor.
+        masks (Tensor or RLEMasks): shape (d, H, W), bool.
 
     Returns:
         list[dict]: d masks as COCO RLE.
     """
     from pycocotools import mask as mask_utils
 
+    if isinstance(masks, RLEMasks):
+        return masks.rles
     return [
         mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks.cpu().numpy()
     ]

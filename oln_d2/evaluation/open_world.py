@@ -308,7 +308,8 @@ class OpenWorldRecall:
         from pycocotools import mask as mask_utils
 
         gt = slice(self.ground_truth.starts[image], self.ground_truth.starts[image + 1])
-        area = mask_utils.area(masks).astype(float)
+        # One by one: of a list of more than 255 pycocotools cannot tell them under numpy 2.
+        area = np.array([mask_utils.area(mask) for mask in masks], float)
         if gt.start == gt.stop:
             return np.zeros((0, len(masks))), area
         crowd = self.ground_truth.crowd[gt].tolist()

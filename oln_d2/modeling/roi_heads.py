@@ -1,4 +1,4 @@
-"""OLN-Box: the second stage, which refines proposals and learns their IoU instead of a class."""
+"""The second stage, which refines proposals and learns their IoU instead of a class."""
 
 from typing import Sequence
 
@@ -7,11 +7,13 @@ from detectron2.config import configurable
 from detectron2.layers import cat, cross_entropy
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from oln_d2.errors import InputError
 from oln_d2.localization import QUALITIES, box_quality, fuse_scores, quality_loss
+from oln_d2.modeling.mask_head import OLNMaskHead, PastedAsRLE
 
 """
 Shape shorthand in this module:
@@ -28,6 +30,9 @@ Naming convention:
 
 # The scores that a detection's score can be made of before there are masks.
 FUSED = ("objectness", "box_score")
+
+# Boxes whose masks are predicted at once in inference.
+MASKS_AT_ONCE = 256
 
 
 class OLNOutputLayers(FastRCNNOutputLayers):
@@ -189,10 +194,80 @@ class OLNOutputLayers(FastRCNNOutputLayers):
 
 @ROI_HEADS_REGISTRY.register()
 class OLNROIHeads(StandardROIHeads):
-    """:class:`StandardROIHeads` with :class:`OLNOutputLayers` as box predictor."""
+    """
+    :class:`StandardROIHeads` with :class:`OLNOutputLayers` as box predictor. Where the score of a
+    detection is made of its mask's too, all detections that NMS leaves get a mask, and only then the
+    best are kept.
+    """
+
+    @configurable
+    def __init__(self, *, mask_scores: bool = False, **kwargs):
+        """
+        Args:
+            mask_scores: whether the score of a detection is also made of its mask's. Needs a mask head
+                that predicts one, :class:`OLNMaskHead`.
+            kwargs: arguments of :class:`StandardROIHeads`.
+        """
+        super().__init__(**kwargs)
+        self.mask_scores = mask_scores
+        if mask_scores:
+            self.num_detections = self.box_predictor.test_topk_per_image
+            self.box_predictor.test_topk_per_image = -1  # all
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        """
+        Raises:
+            InputError: masks that should be scored, but are not predicted.
+        """
+        ret = super().from_config(cfg, input_shape)
+        ret["mask_scores"] = "mask_score" in cfg.MODEL.OLN.SCORES
+        scores_masks = isinstance(ret.get("mask_head"), OLNMaskHead)
+        if ret["mask_scores"] and not scores_masks:
+            raise InputError(
+                "MODEL.OLN.SCORES has 'mask_score', but there is no mask head that predicts it; set "
+                "MODEL.MASK_ON True and MODEL.ROI_MASK_HEAD.NAME OLNMaskHead"
+            )
+        return ret
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
         ret = super()._init_box_head(cfg, input_shape)
         ret["box_predictor"] = OLNOutputLayers(cfg, ret["box_head"].output_shape)
         return ret
+
+    def forward(self, images, features, proposals, targets=None):
+        """
+        See :meth:`StandardROIHeads.forward`. Detections with masks have `pred_masks`, which
+        Detectron2's postprocessing turns into :class:`oln_d2.masks.RLEMasks` of the image's size.
+        """
+        results, losses = super().forward(images, features, proposals, targets)
+        if self.mask_on and not self.training:
+            results = [self._finish(detections) for detections in results]
+        return results, losses
+
+    def _finish(self, detections):
+        if self.mask_scores:
+            qualities = {
+                "objectness": detections.objectness, "box_score": detections.box_scores
+            }  # fmt: skip
+            detections.scores = fuse_scores(
+                *(qualities[name] for name in self.box_predictor.fused), detections.mask_scores
+            )
+            best = detections.scores.argsort(descending=True, stable=True)
+            detections = detections[best[: self.num_detections]]
+        detections.pred_masks = PastedAsRLE(detections.pred_masks[:, 0])
+        return detections
+
+    def _forward_mask(self, features, instances):
+        if self.training or not self.mask_on:
+            return super()._forward_mask(features, instances)
+        # In parts, since the features of thousands of boxes need gigabytes.
+        results = []
+        for i, detections in enumerate(instances):
+            own = {name: feature[i : i + 1] for name, feature in features.items()}
+            begins = range(0, max(len(detections), 1), MASKS_AT_ONCE)
+            parts = [detections[begin : begin + MASKS_AT_ONCE] for begin in begins]
+            parts = [super(OLNROIHeads, self)._forward_mask(own, [part])[0] for part in parts]
+            results.append(Instances.cat(parts))
+        return results

@@ -8,6 +8,7 @@ from oln_d2.standalone.detector import (
     build_detector,
     oln_box_resnet18_fpn,
     oln_box_resnet50_fpn,
+    oln_mask_resnet50_fpn,
 )
 from oln_d2.standalone.training import train
 
@@ -18,6 +19,7 @@ __all__ = [
     "load_detector",
     "oln_box_resnet18_fpn",
     "oln_box_resnet50_fpn",
+    "oln_mask_resnet50_fpn",
     "save_checkpoint",
     "train",
 ]

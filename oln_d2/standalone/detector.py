@@ -1,6 +1,7 @@
 """
-OLN-Box from torchvision's detection parts. Same mathematics (`oln_d2.localization`) and the same
-details as the Detectron2 components: equal weights give the same boxes, scores and losses.
+OLN-Box and OLN-Mask from torchvision's detection parts. Same mathematics (`oln_d2.localization`) and
+the same details as the Detectron2 components: equal weights give the same boxes, scores, masks and
+losses. OLN-Mask is for inference only.
 """
 
 from collections import OrderedDict
@@ -13,6 +14,7 @@ from torch import nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, detection, get_model
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.resnet import BasicBlock
@@ -35,6 +37,7 @@ from oln_d2.localization import (
     quality_loss,
     rpn_losses,
 )
+from oln_d2.masks import MaskScoreHead, paste_masks
 
 """
 Shape shorthand in this module:
@@ -55,6 +58,9 @@ NORMS = {"FrozenBN": FrozenBatchNorm2d, "GN": partial(nn.GroupNorm, 32)}
 SCORE_IOU_THRESHOLDS = (0.1, 0.3)
 SCORE_BATCH_SIZE = 256
 BOX_LOSS_WEIGHT = 10.0  # of the first stage
+
+# Boxes whose masks are predicted at once: the features of thousands need gigabytes.
+MASKS_AT_ONCE = 256
 
 
 class Transform(GeneralizedRCNNTransform):
@@ -108,6 +114,8 @@ class Transform(GeneralizedRCNNTransform):
             detections["boxes"] = clip_boxes_to_image(boxes * scale, new)
             keep = _has_area(detections["boxes"])
             detections.update({key: value[keep] for key, value in detections.items()})
+            if "masks" in detections:
+                detections["masks"] = paste_masks(detections["masks"], detections["boxes"], *new)
         return result
 
 
@@ -252,12 +260,17 @@ class OLNRPN(detection.rpn.RegionProposalNetwork):
 
 class RoIAlign(nn.Module):
     """
-    7 x 7 features of each RoI from one of P2..P5, chosen by its size. As in Detectron2, unlike in
+    Features of each RoI from one of P2..P5, chosen by its size. As in Detectron2, unlike in
     torchvision's `MultiScaleRoIAlign`: aligned to pixel centres, and strides are not guessed from
     sizes.
+
+    Args:
+        size (int): P, side of an RoI's features.
     """
 
-    output_size = 7, 7
+    def __init__(self, size):
+        super().__init__()
+        self.output_size = size, size
 
     def forward(self, features, boxes):
         """
@@ -266,7 +279,7 @@ class RoIAlign(nn.Module):
             boxes (list[Tensor]): the RoIs of each image, (R, 4).
 
         Returns:
-            Tensor: shape (R, C, 7, 7), R combined over the images.
+            Tensor: shape (R, C, P, P), R combined over the images.
         """
         sides = torch.cat(boxes)[:, 2:] - torch.cat(boxes)[:, :2]
         # FPN, eq. 1: an RoI of 224 px is pooled from P4, which has index 2 here.
@@ -306,7 +319,17 @@ class OLNPredictor(nn.Module):
 
 
 class OLNRoIHeads(detection.roi_heads.RoIHeads):
-    """torchvision's `RoIHeads` that learn the IoU of an RoI instead of a class."""
+    """
+    torchvision's `RoIHeads` that learn the IoU of an RoI instead of a class.
+
+    Args:
+        mask_score (MaskScoreHead, optional): beside the mask parts of `RoIHeads`.
+        Others: see `RoIHeads`.
+    """
+
+    def __init__(self, *args, mask_score=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.mask_score = mask_score
 
     def forward(self, features, proposals, image_shapes, targets=None):
         """
@@ -327,6 +350,8 @@ class OLNRoIHeads(detection.roi_heads.RoIHeads):
                 }
                 for t in targets
             ]
+            if self.has_mask():
+                raise InputError("OLN-Mask is trained with train_net.py; here it only runs")
             boxes, matches, labels, deltas = self.select_training_samples(boxes, targets)
         pooled = self.box_roi_pool(list(features.values())[:4], boxes)
         scores, pred_deltas = self.box_predictor(self.box_head(pooled))
@@ -334,7 +359,13 @@ class OLNRoIHeads(detection.roi_heads.RoIHeads):
             counts = [len(b) for b in boxes]
             refined = self.box_coder.decode(pred_deltas, boxes).view(-1, 4).split(counts)
             per_image = zip(proposals, refined, scores.sigmoid().split(counts), image_shapes)
-            return [self._detections(*image) for image in per_image], {}
+            results = [self._detections(*image) for image in per_image]
+            if self.has_mask():
+                levels = list(features.values())[:4]
+                for n, detections in enumerate(results):
+                    self._add_masks([level[n : n + 1] for level in levels], detections)
+            kept = slice(self.detections_per_img)
+            return [{name: v[kept] for name, v in result.items()} for result in results], {}
 
         positive = torch.cat(labels) > 0
         gt_boxes = torch.cat([t["boxes"][m[n > 0]] for t, m, n in zip(targets, matches, labels)])
@@ -359,7 +390,21 @@ class OLNRoIHeads(detection.roi_heads.RoIHeads):
         }
         detections = {name: value[finite] for name, value in detections.items()}
         keep = nms(detections["boxes"], detections["scores"], self.nms_thresh)
-        return {name: value[keep[: self.detections_per_img]] for name, value in detections.items()}
+        return {name: value[keep] for name, value in detections.items()}
+
+    def _add_masks(self, features, detections):
+        """All that NMS leaves get a mask, whose score helps to decide which are kept."""
+        masks, scores = [], []
+        for boxes in detections["boxes"].split(MASKS_AT_ONCE):
+            pooled = self.mask_roi_pool(features, [boxes])
+            mask = self.mask_predictor(self.mask_head(pooled)).float().sigmoid()
+            scores.append(self.mask_score(pooled, mask).float().sigmoid())
+            masks.append(mask[:, 0])
+        detections["masks"], detections["mask_scores"] = torch.cat(masks), torch.cat(scores)
+        qualities = (detections[name] for name in ("objectness", "box_scores", "mask_scores"))
+        detections["scores"] = fuse_scores(*qualities)
+        order = detections["scores"].argsort(descending=True, stable=True)
+        detections.update({name: value[order] for name, value in detections.items()})
 
 
 def _has_area(boxes):
@@ -378,6 +423,11 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         - scores (FloatTensor[D]): in [0, 1], the geometric mean of the next two
         - objectness (FloatTensor[D]): centerness, as the first stage predicts it
         - box_scores (FloatTensor[D]): IoU of box and object, as the second stage predicts it
+
+    OLN-Mask (`build_detector("oln_mask")`) adds, and makes `scores` of all three,
+
+        - masks (RLEMasks): D masks, kept as COCO RLE, see :class:`oln_d2.masks.RLEMasks`
+        - mask_scores (FloatTensor[D]): IoU of mask and object, as the mask head predicts it
 
     In training it also expects for each image a dict with
 
@@ -402,6 +452,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         box_batch_size_per_image (int): RoIs sampled per image in training.
         box_nms_thresh (float): IoU of the NMS of the detections.
         box_detections_per_img (int): at most so many detections of an image.
+        mask_parts (dict[str, nn.Module], optional): the mask arguments of :class:`OLNRoIHeads`.
     """
 
     def __init__(
@@ -419,6 +470,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         box_batch_size_per_image=512,
         box_nms_thresh=0.7,
         box_detections_per_img=1500,
+        mask_parts=None,
     ):
         channels = backbone.out_channels
         top_n = {"training": rpn_pre_nms_top_n_train, "testing": rpn_pre_nms_top_n_test}
@@ -440,7 +492,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
             nn.init.kaiming_uniform_(layer.weight, a=1)
             nn.init.zeros_(layer.bias)
         roi_heads = OLNRoIHeads(
-            RoIAlign(),
+            RoIAlign(7),
             box_head,
             OLNPredictor(representation_size),
             fg_iou_thresh=0.5,
@@ -451,8 +503,24 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
             score_thresh=0.0,
             nms_thresh=box_nms_thresh,
             detections_per_img=box_detections_per_img,
+            **(mask_parts or {}),
         )
         super().__init__(backbone, rpn, roi_heads, Transform(min_size, max_size))
+
+
+def _oln_mask(backbone, *, norm, mask_channels=256, representation_size=1024, **kwargs):
+    """OLN-Mask, for inference."""
+    norm_layer = NORMS[norm] if norm == "GN" else None
+    channels = backbone.out_channels
+    parts = {
+        "mask_roi_pool": RoIAlign(14),
+        "mask_head": MaskRCNNHeads(channels, [mask_channels] * 4, 1, norm_layer),
+        "mask_predictor": MaskRCNNPredictor(mask_channels, mask_channels, num_classes=1),
+        "mask_score": MaskScoreHead(
+            channels, 14, [mask_channels] * 4, [representation_size] * 2, norm_layer
+        ),
+    }
+    return OLNBox(backbone, representation_size=representation_size, mask_parts=parts, **kwargs)
 
 
 def build_detector(
@@ -468,8 +536,9 @@ def build_detector(
 ):
     """
     Args:
-        architecture (str): "oln_box", or "faster_rcnn": torchvision's, with the one class "object"
-            and the same backbone, anchors and arguments, to compare with.
+        architecture (str): "oln_box"; "oln_mask", for inference only; or "faster_rcnn":
+            torchvision's, with the one class "object" and the same backbone, anchors and arguments,
+            to compare with.
         depth (int): 18, 34, 50 or 101, of the ResNet; or 10, one of half the width for trying
             things out.
         norm (str): "FrozenBN", batch norm with frozen statistics, which needs pretrained weights;
@@ -480,7 +549,7 @@ def build_detector(
         weights_backbone (torchvision.models.WeightsEnum, optional): pretrained weights of the
             ResNet.
         anchor_sizes (list[float]): see :class:`OLNBox`; 4 for P2..P5 or 5 for P2..P6.
-        kwargs: see :class:`OLNBox`.
+        kwargs: see :class:`OLNBox`; with "oln_mask" also mask_channels (int), of the mask head.
 
     Returns:
         nn.Module: called as :class:`OLNBox` says. Its `config` is the dict of plain values that
@@ -490,7 +559,7 @@ def build_detector(
         InputError: a value that is not one of the above, or pretrained weights out of reach.
     """
     for name, value, allowed in (
-        ("architecture", architecture, ("oln_box", "faster_rcnn")),
+        ("architecture", architecture, ("oln_box", "oln_mask", "faster_rcnn")),
         ("depth", depth, (10, 18, 34, 50, 101)),
         ("norm", norm, tuple(NORMS)),
         ("trainable_backbone_layers", trainable_backbone_layers, tuple(range(6))),
@@ -529,8 +598,11 @@ def build_detector(
     )
     if len(anchor_sizes) == 4:
         backbone.fpn.extra_blocks = None  # which makes P6
-    build = OLNBox if architecture == "oln_box" else _faster_rcnn
-    model = build(backbone, anchor_sizes=anchor_sizes, **kwargs)
+    if architecture == "oln_mask":
+        model = _oln_mask(backbone, norm=norm, anchor_sizes=anchor_sizes, **kwargs)
+    else:
+        build = OLNBox if architecture == "oln_box" else _faster_rcnn
+        model = build(backbone, anchor_sizes=anchor_sizes, **kwargs)
     model.config = {
         "architecture": architecture,
         "depth": depth,
@@ -623,6 +695,14 @@ def oln_box_resnet18_fpn(
 ):
     """The same as :func:`oln_box_resnet50_fpn` with a ResNet-18, small enough for a CPU."""
     return _oln_box(18, checkpoint, weights_backbone, kwargs)
+
+
+def oln_mask_resnet50_fpn(checkpoint, **kwargs):
+    """
+    OLN-Mask with a ResNet-50-FPN backbone, for inference; see :func:`oln_box_resnet50_fpn`. Trained
+    with `train_net.py`.
+    """
+    return _oln_box(50, checkpoint, None, {"architecture": "oln_mask", **kwargs})
 
 
 def _oln_box(depth, checkpoint, weights_backbone, kwargs):
