@@ -11,8 +11,8 @@ from oln_d2.errors import InputError
 
 SWEEP_EXAMPLES = """\
 examples:
-  python -m oln_d2 sweep configs/cpu/*_R_18_*.yaml --output output/sweep --opts SEED 1
-  python -m oln_d2 sweep configs/cpu/*_R_18_*.yaml --output output/sweep --collect-only
+  python -m oln_d2 sweep configs/ablations/*.yaml --output output/ablations --opts SEED 1
+  python -m oln_d2 sweep configs/ablations/*.yaml --output output/ablations --collect-only
 
 Each recipe has the folder OUTPUT/NAME. The same command again goes on: finished recipes are
 skipped, an interrupted one is resumed from its last checkpoint, a failed one is tried again.
