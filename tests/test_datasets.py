@@ -269,7 +269,7 @@ def write_foreign(
 
 
 def write_lvis(root, part):
-    """LVIS has no file_name and no iscrowd; images of its parts lie in both folders of COCO."""
+    """LVIS has no file_name and no iscrowd; the images of its val lie in both folders of COCO."""
     write_foreign(
         root, f"lvis/lvis_v1_{part}.json", "coco",
         ["train2017/000000000009.jpg", "val2017/000000000139.jpg"],

@@ -133,7 +133,7 @@ _DATASETS = {
         for part in ("train", "val")
     },
     **{
-        # Both parts have images of train2017 and of val2017.
+        # Its val has images of train2017 as well as of val2017.
         f"lvis_v1_{split}_{part}": (f"lvis/lvis_v1_{part}.json", "coco", f"lvis_v1_{split}")
         for split in ("voc", "coco")
         for part in ("train", "val")
