@@ -9,6 +9,15 @@ import sys
 from oln_d2.data.splits import SPLITS
 from oln_d2.errors import InputError
 
+SWEEP_EXAMPLES = """\
+examples:
+  python -m oln_d2 sweep configs/ablations/*.yaml --output output/ablations --opts SEED 1
+  python -m oln_d2 sweep configs/ablations/*.yaml --output output/ablations --collect-only
+
+Each recipe has the folder OUTPUT/NAME. The same command again goes on: finished recipes are
+skipped, an interrupted one is resumed from its last checkpoint, a failed one is tried again.
+"""
+
 EVALUATE_EXAMPLES = """\
 examples:
   python -m oln_d2 evaluate instances_val2017.json results.json --split voc --plot ar.png
@@ -33,8 +42,14 @@ examples:
 """
 
 
+SPLIT_HELP = (
+    "the seen categories: voc, 20 of COCO's 80; person; coco, all 80; or the same by the names of "
+    f"another data set, {', '.join(name for name in SPLITS if '_' in name)}"
+)
+
+
 def main(argv=None):
-    """Run a command and return its exit code: 0, or 2 for bad input."""
+    """Run a command. Return its exit code: 0, 1 if part of a sweep failed, or 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m oln_d2", description="Open-world object localization."
     )
@@ -42,15 +57,15 @@ def main(argv=None):
     add_quickstart(commands)
     add_train(commands)
     add_convert(commands)
+    add_sweep(commands)
     add_evaluate(commands)
     add_benchmark(commands)
     args = parser.parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except (InputError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def add_quickstart(commands):
@@ -103,7 +118,7 @@ def add_train(commands):
     parser.add_argument("--images", required=True, metavar="DIR", help="the folder of their images")
     seen = parser.add_mutually_exclusive_group(required=True)
     seen.add_argument(
-        "--split", choices=list(SPLITS), help="the seen categories: voc (20 of COCO's 80) or person"
+        "--split", choices=list(SPLITS), metavar="SPLIT", help=SPLIT_HELP
     )
     seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
     parser.add_argument("--val-json", metavar="FILE", help="evaluate on these annotations in the end")
@@ -157,6 +172,35 @@ def add_convert(commands):
     parser.set_defaults(run=run)
 
 
+def add_sweep(commands):
+    parser = commands.add_parser(
+        "sweep",
+        help="train recipes one after another with Detectron2 and collect their metrics in a table",
+        description="Trains recipes one after another, as train_net.py does, and collects the "
+        "metrics of their last evaluation in OUTPUT/results.md and results.json. A recipe that "
+        "fails does not stop the others; the exit code is then 1.",
+        epilog=SWEEP_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipes", metavar="RECIPE", nargs="+", help="config files of train_net.py")
+    parser.add_argument("--output", required=True, metavar="DIR", help="where all of it goes")
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="as of train_net.py")
+    parser.add_argument(
+        "--collect-only", action="store_true", help="only the table of what is finished"
+    )
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
+        help="override all recipes; has to come last",
+    )  # fmt: skip
+
+    def run(args):
+        from oln_d2.sweep import sweep
+
+        return sweep(args)
+
+    parser.set_defaults(run=run)
+
+
 def add_evaluate(commands):
     parser = commands.add_parser(
         "evaluate",
@@ -169,7 +213,7 @@ def add_evaluate(commands):
     parser.add_argument("results", metavar="RESULTS", nargs="+", help="detections in COCO format")
     seen = parser.add_mutually_exclusive_group(required=True)
     seen.add_argument(
-        "--split", choices=list(SPLITS), help="the seen categories: voc (20 of COCO's 80) or person"
+        "--split", choices=list(SPLITS), metavar="SPLIT", help=SPLIT_HELP
     )
     seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
     parser.add_argument(

@@ -19,6 +19,7 @@ from detectron2.data import (  # noqa: E402
 from detectron2.engine import DefaultTrainer, hooks  # noqa: E402
 from detectron2.evaluation import COCOEvaluator  # noqa: E402
 
+from oln_d2.data.datasets import select_masks  # noqa: E402
 from oln_d2.evaluation import OpenWorldEvaluator  # noqa: E402
 from oln_d2.files import write_whole  # noqa: E402
 
@@ -179,6 +180,12 @@ class Trainer(DefaultTrainer):
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
         )
+        if cfg.MODEL.MASK_ON:
+            dataset = select_masks(dataset, cfg.INPUT.MASK_FORMAT)
+        else:  # the mapper would drop them; not to be kept in memory
+            for record in dataset:
+                for annotation in record.get("annotations", ()):
+                    annotation.pop("segmentation", None)
         epochs = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / len(dataset)
         logger.info(
             f"{len(dataset)} training images, {cfg.SOLVER.IMS_PER_BATCH} a batch: "

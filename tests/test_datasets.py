@@ -1,12 +1,20 @@
 """Category splits and open-world data sets."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import NEEDS_DETECTRON2, make_coco
+from conftest import NEEDS_DETECTRON2, ROOT, make_coco
+from PIL import Image
+from pycocotools import mask as mask_utils
 
-from oln_d2.data.coco import load_coco
+from oln_d2.data.coco import load_coco, read_mask
 from oln_d2.data.splits import SPLITS, seen_names, split_category_ids
+from oln_d2.data.vocabularies import COCO_NAMES, counterparts
 from oln_d2.errors import InputError
 
 
@@ -131,7 +139,7 @@ def test_registration(coco):
 
     from oln_d2 import register_open_world_coco
 
-    for split in SPLITS:
+    for split in ("voc", "person", "coco"):
         for part in ("train", "val"):
             metadata = MetadataCatalog.get(f"coco_2017_{split}_{part}")
             assert metadata.json_file.endswith(f"coco/annotations/instances_{part}2017.json")
@@ -178,3 +186,281 @@ def test_ground_truth_is_checked(coco):
     open(json_file, "w").write("[]")
     with pytest.raises(InputError, match="results file, not ground truth"):
         load_coco(json_file)
+
+
+def test_counterparts_of_the_splits():
+    """A category in the wrong group, in another vocabulary, gives numbers nobody can compare."""
+    assert len(COCO_NAMES) == 80 and set(SPLITS["voc"]) < set(COCO_NAMES)
+    for dataset, voc, coco in (("lvis_v1", 20, 79), ("objects365_v2", 31, 102), ("ade20k", 19, 38)):
+        assert (len(SPLITS[f"{dataset}_voc"]), len(SPLITS[f"{dataset}_coco"])) == (voc, coco)
+        assert set(SPLITS[f"{dataset}_voc"]) < set(SPLITS[f"{dataset}_coco"])
+    assert counterparts("lvis_v1", ["car", "hot dog"]) == ("car_(automobile)",)
+    assert counterparts("objects365_v2", ["tv", "person"]) == ("Moniter/TV", "Person")
+    assert counterparts("ade20k", ["dog", "cat", "train"]) == ("animal",)
+    assert "Table Tennis " in SPLITS["objects365_v2_coco"]
+
+
+@NEEDS_DETECTRON2
+def test_names_are_those_of_coco_and_lvis():
+    """A name that the official file lacks would stop everyone who evaluates on it."""
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+    from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
+
+    assert COCO_NAMES == tuple(c["name"] for c in COCO_CATEGORIES if c["isthing"])
+    assert set(SPLITS["lvis_v1_coco"]) < {category["name"] for category in LVIS_CATEGORIES}
+
+
+def test_unknown_category_of_a_large_vocabulary():
+    """The error must be readable, though the data set has a thousand categories."""
+    categories = [{"id": i, "name": f"name {i}"} for i in range(1000)]
+    categories.append({"id": 1000, "name": "Chair"})
+    with pytest.raises(InputError, match="'chair'.*of its 1001 these are similar: Chair$"):
+        split_category_ids(categories, ["chair"], "gt.json")
+
+
+def as_file_name(name):
+    return {"file_name": name}
+
+
+def write_foreign(
+    root, json_file, image_root, images, categories, annotation, image_entry=as_file_name
+):
+    """
+    A data set in the form of its official file: two images of 60 x 80 with three objects each, of
+    the first two and the last of the categories.
+
+    Args:
+        root, json_file, image_root (str): where it goes.
+        images (list[str]): the files under `image_root`.
+        categories (list[str]): their names.
+        annotation (dict): further fields; a segmentation is "polygons" or "rle".
+        image_entry (function): from a file's name to the fields that tell it.
+    """
+    content = {"images": [], "annotations": [], "categories": []}
+    for i, name in enumerate(images, 1):
+        path = Path(root, image_root, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((60, 80, 3), 40 * i, np.uint8)).save(path)
+        content["images"].append({"id": i, "height": 60, "width": 80, **image_entry(name)})
+        for k, category in enumerate((0, min(1, len(categories) - 1), len(categories) - 1)):
+            x, y, w, h = 5 + 20 * k, 10, 15, 20 + 5 * k
+            mask = np.zeros((60, 80), np.uint8, order="F")
+            mask[y : y + h, x : x + w] = 1
+            rle = mask_utils.encode(mask)
+            segmentation = {
+                "polygons": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                "rle": {"size": [60, 80], "counts": rle["counts"].decode()},
+            }
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": i,
+                    "category_id": category + 1,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    **{key: segmentation.get(value, value) for key, value in annotation.items()},
+                }
+            )
+    for i, name in enumerate(categories, 1):
+        content["categories"].append({"id": i, "name": name})
+    path = Path(root, json_file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def write_lvis(root, part):
+    """LVIS has no file_name and no iscrowd; the images of its val lie in both folders of COCO."""
+    write_foreign(
+        root, f"lvis/lvis_v1_{part}.json", "coco",
+        ["train2017/000000000009.jpg", "val2017/000000000139.jpg"],
+        [*SPLITS["lvis_v1_coco"], "aerosol_can"], {"segmentation": "polygons"},
+        lambda name: {
+            "coco_url": f"http://images.cocodataset.org/{name}",
+            "neg_category_ids": [3],
+            "not_exhaustive_category_ids": [],
+        },
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """A DETECTRON2_DATASETS with all registered data sets that are not COCO, in their layouts."""
+    root = tmp_path_factory.mktemp("foreign")
+    write_lvis(root, "train")
+    write_lvis(root, "val")
+    write_foreign(
+        root, "objects365/annotations/zhiyuan_objv2_val.json", "objects365/val",
+        ["images/v1/patch8/objects365_v1_00420917.jpg", "images/v2/patch30/objects365_v2_014.jpg"],
+        [*SPLITS["objects365_v2_coco"], "Sneakers"], {"iscrowd": 0, "isfake": 0, "isreflected": 0},
+    )  # fmt: skip
+    write_foreign(
+        root, "ADEChallengeData2016/ade20k_instance_val.json",
+        "ADEChallengeData2016/images/validation", ["ADE_val_00000001.jpg", "ADE_val_00000002.jpg"],
+        [*SPLITS["ade20k_coco"], "lamp"], {"iscrowd": 0, "segmentation": "rle"},
+    )  # fmt: skip
+    write_foreign(
+        root, "uvo/FrameSet/UVO_frame_val.json", "uvo/uvo_videos_sparse_frames",
+        ["-1a2b/30.png", "zz9_x/60.png"], ["object"], {"iscrowd": 0, "segmentation": "rle"},
+    )  # fmt: skip
+    write_foreign(
+        root, "uvo/VideoDenseSet/UVO_dense_val_frames.json", "uvo/uvo_videos_dense_frames",
+        ["-1a2b/0.png", "zz9_x/1.png"], [*COCO_NAMES, "other"],
+        {"iscrowd": 0, "segmentation": "rle"},
+    )  # fmt: skip
+    write_foreign(
+        root, "epic_kitchens/annotations/val.json", "epic_kitchens/images",
+        ["P01/P01_01/0000000001.jpg", "P02/P02_01/0000000031.jpg"], ["plate", "cup", "whisk"], {},
+    )  # fmt: skip
+    return root
+
+
+# Of each data set: records, annotations, seen objects, masks, and what perfect boxes find.
+LOAD = """
+import json
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
+import torch
+import oln_d2
+from oln_d2.evaluation import OpenWorldEvaluator
+
+found = {}
+for name in DatasetCatalog.list():
+    if "seen_names" not in MetadataCatalog.get(name).as_dict() or name.startswith("coco_2017"):
+        continue
+    try:
+        records = DatasetCatalog.get(name)
+        evaluator = OpenWorldEvaluator(name, distributed=False)
+    except oln_d2.InputError as error:
+        found[name] = str(error)
+        continue
+    for record in [] if name.endswith("_train") else records:
+        boxes = torch.tensor([a["bbox"] for a in record["annotations"]], dtype=torch.float)
+        boxes[:, 2:] += boxes[:, :2]
+        instances = Instances((60, 80), pred_boxes=Boxes(boxes), scores=torch.ones(len(boxes)))
+        evaluator.process([record], [{"instances": instances}])
+    seen = int(evaluator._gt.seen.sum())
+    masks = {type(a.get("segmentation")).__name__ for r in records for a in r["annotations"]}
+    found[name] = [len(records), sum(len(r["annotations"]) for r in records), seen, masks.pop()]
+    if not name.endswith("_train"):
+        results = evaluator.evaluate()
+        found[name] += [results["box_unseen"]["AR@10"], results["box_all"]["AR@10"]]
+print(json.dumps(found))
+"""
+
+
+@NEEDS_DETECTRON2
+def test_registered_data_sets_in_their_layouts(foreign):
+    """The documented layouts and the official files' forms must work as they are downloaded."""
+
+    def load():
+        environment = {**os.environ, "DETECTRON2_DATASETS": str(foreign), "OMP_NUM_THREADS": "1"}
+        line = [sys.executable, "-W", "ignore", "-c", LOAD]
+        process = subprocess.run(
+            line, cwd=ROOT, env=environment, text=True, timeout=300, capture_output=True
+        )
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout.splitlines()[-1])
+
+    found = load()
+    # Person and bicycle are seen, and the last category is not; with voc, likewise.
+    for split in ("coco", "voc"):
+        assert found[f"lvis_v1_{split}_train"] == [2, 4, 4, "list"]
+        assert found[f"lvis_v1_{split}_val"] == [2, 6, 4, "list", 100, 100]
+        assert found[f"objects365_v2_{split}_val"] == [2, 6, 4, "NoneType", 100, 100]
+        assert found[f"ade20k_{split}_val"] == [2, 6, 4, "dict", 100, 100]
+        assert found[f"uvo_dense_{split}_val"] == [2, 6, 4, "dict", 100, 100]
+    assert found["uvo_frame_val"] == [2, 6, 0, "dict", 100, 100]
+    assert "seen.txt: no such file; expected a text file" in found["epic_kitchens_val"]
+
+    (foreign / "epic_kitchens/seen.txt").write_text("cup\n")
+    assert load()["epic_kitchens_val"] == [2, 6, 2, "NoneType", 100, 100]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "expected"),
+    [
+        (None, None),
+        ([], None),
+        ([[1, 1, 9, 1, 9, 9], [1, 1, 2, 2]], [[1, 1, 9, 1, 9, 9]]),
+        ([[1, 1, 2, 2], [1, 1, 2, 2, 3, 3, 4]], []),
+        ({"size": [4, 5], "counts": [3, 2, 15]}, {"size": [4, 5], "counts": b"32?"}),
+        ([1, 1, 9, 1, 9, 9], InputError),
+        ([[1, 1, 9, 1, 9, float("nan")]], InputError),
+        ([["1", 1, 9, 1, 9, 9]], InputError),
+        ({"size": [5, 4], "counts": [3, 2, 15]}, InputError),
+        ({"size": [4, 5], "counts": [3, 2]}, InputError),
+        ({"counts": [3, 2, 15]}, InputError),
+        ("mask.png", InputError),
+    ],
+)
+def test_masks_are_read_or_refused(segmentation, expected):
+    """A mask that cannot be used must be named when it is loaded, not by a worker an hour later."""
+    annotation = {"id": 7, "segmentation": segmentation}
+    image = {"file_name": "a.jpg", "height": 4, "width": 5}
+    if expected is InputError:
+        message = "gt.json: the annotation with id 7 of a.jpg has a 'segmentation' that"
+        with pytest.raises(InputError, match=message):
+            read_mask(annotation, image, "gt.json")
+    else:
+        mask = read_mask(annotation, image, "gt.json")
+        assert mask == expected
+        if isinstance(mask, dict):
+            assert mask_utils.decode(mask).T.ravel().tolist() == [0] * 3 + [1] * 2 + [0] * 15
+
+
+@NEEDS_DETECTRON2
+def test_masks_reach_the_model(tmp_path, caplog):
+    """MODEL.MASK_ON must train on polygons and RLE, and what gives no mask be told beforehand."""
+    from detectron2.config import get_cfg
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from oln_d2 import add_oln_config, register_open_world_coco
+    from oln_d2.training import Trainer
+
+    write_lvis(tmp_path, "train")
+    json_file = tmp_path / "lvis/lvis_v1_train.json"
+    content = json.loads(json_file.read_text())
+    cfg = get_cfg()
+    add_oln_config(cfg)
+    cfg.DATASETS.TRAIN = ("masks",)
+    cfg.MODEL.MASK_ON = True
+    cfg.INPUT.MIN_SIZE_TRAIN = (60,)
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH = 2
+
+    def batch():
+        json_file.write_text(json.dumps(content))
+        return [inputs["instances"] for inputs in next(iter(Trainer.build_train_loader(cfg)))]
+
+    register_open_world_coco("masks", json_file, tmp_path / "coco", "lvis_v1_coco", training=True)
+    try:
+        for instances in batch():
+            assert len(instances) == 2  # not the aerosol_can
+            assert instances.gt_masks.area().tolist() == instances.gt_boxes.area().tolist()
+
+        content["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
+        assert sorted(len(instances) for instances in batch()) == [1, 2]
+        assert "1 annotations without a polygon of 3 points or more" in caplog.text
+
+        mask = np.zeros((60, 80), np.uint8, order="F")
+        mask[10:30, 5:20] = 1
+        rle = mask_utils.encode(mask)
+        rle = {"size": [60, 80], "counts": rle["counts"].decode()}
+        content["annotations"][0]["segmentation"] = rle
+        with pytest.raises(InputError, match="000000000009.jpg: a mask.*INPUT.MASK_FORMAT bitmask"):
+            batch()
+        cfg.INPUT.MASK_FORMAT = "bitmask"
+        for instances in batch():
+            areas = instances.gt_masks.tensor.sum((1, 2))
+            assert areas.tolist() == instances.gt_boxes.area().tolist()
+
+        del content["annotations"][0]["segmentation"]
+        with pytest.raises(InputError, match="000000000009.jpg: MODEL.MASK_ON.*set MODEL.MASK_ON"):
+            batch()
+        cfg.MODEL.MASK_ON = False
+        for instances in batch():
+            assert len(instances) == 2 and not instances.has("gt_masks")
+    finally:
+        DatasetCatalog.remove("masks")
+        MetadataCatalog.remove("masks")

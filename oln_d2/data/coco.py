@@ -5,6 +5,8 @@ import math
 import os
 from pathlib import Path
 
+from pycocotools import mask as mask_utils
+
 from oln_d2.data.splits import seen_names, split_category_ids
 from oln_d2.errors import InputError
 
@@ -116,7 +118,8 @@ def load_images(json_file, image_root, seen, training):
 
     Args:
         json_file (str): annotations in COCO format.
-        image_root (str): the folder that the `file_name`s start from.
+        image_root (str): the folder that the `file_name`s start from. An image that has none, as in
+            LVIS, gets the last two parts of its `coco_url`, e.g. "val2017/000000000139.jpg".
         seen (str | list[str]): the seen categories, see :func:`oln_d2.data.splits.seen_names`.
         training (bool): True for what a model may see in training: annotations of seen categories
             that are no crowds, and only images of at least `MIN_IMAGE_SIDE` pixels a side that hold
@@ -131,6 +134,9 @@ def load_images(json_file, image_root, seen, training):
     """
     content = load_coco(json_file)
     seen_ids, _ = split_category_ids(content["categories"], seen, json_file)
+    for image in content["images"]:
+        if "file_name" not in image and isinstance(image.get("coco_url"), str):
+            image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
     _check_images(json_file, image_root, content["images"])
     images = {
         image["id"]: {**image, "annotations": []}
@@ -182,3 +188,44 @@ def _select_for_training(images, seen_ids):
         if annotations and min(image["height"], image["width"]) >= MIN_IMAGE_SIDE:
             selected.append({**image, "annotations": annotations})
     return selected
+
+
+def read_mask(annotation, image, source):
+    """
+    Args:
+        annotation (dict): of COCO format.
+        image (dict): the image that it lies in, with `height` and `width`.
+        source (str): the file they come from; named in errors.
+
+    Returns:
+        list[list[float]], dict or None: the annotation's `segmentation` as polygons
+        [x1, y1, x2, y2, ...] in absolute pixels, without those of fewer than 3 points (all of them
+        may be); or as compressed RLE; None if it has none.
+
+    Raises:
+        InputError: a `segmentation` that is neither.
+    """
+    mask = annotation.get("segmentation")
+    if not mask:
+        return None
+    size = [image["height"], image["width"]]
+    try:
+        if isinstance(mask, list):
+            # A sum is finite if all its terms are, and much quicker than looking at each.
+            if not all(math.isfinite(sum(polygon)) for polygon in mask):
+                raise ValueError("a coordinate is not finite")
+            return [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
+        if list(mask["size"]) != size:
+            raise ValueError(f"size {mask['size']} is not the image's {size}")
+        if isinstance(mask["counts"], list):
+            if sum(mask["counts"]) != size[0] * size[1]:
+                raise ValueError("the counts do not make up the image")
+            mask = mask_utils.frPyObjects(mask, *size)
+        mask_utils.area(mask)
+        return mask
+    except Exception as error:  # pycocotools raises no narrower one
+        raise InputError(
+            f"{source}: the annotation with id {annotation.get('id')} of {image['file_name']} has a "
+            "'segmentation' that is neither polygons [[x1, y1, x2, y2, x3, y3, ...], ...] nor "
+            f"RLE ({' '.join(str(error).split())}); correct it, or remove the field to train boxes"
+        ) from None

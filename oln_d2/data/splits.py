@@ -1,11 +1,14 @@
 """Category splits: which categories of a data set are seen in training. All others are unseen."""
 
+import difflib
 from pathlib import Path
 
+from oln_d2.data.vocabularies import COCO_NAMES, counterparts
 from oln_d2.errors import InputError
 
-# The one table of splits, by COCO category name. `voc`: the 20 PASCAL VOC categories under the names
-# that COCO gives them (the paper's main experiment); `person`: one seen category.
+# The one table of splits, by category name. `voc`: the 20 PASCAL VOC categories under the names
+# that COCO gives them (the paper's main experiment); `person`: one seen category; `coco`: all of
+# COCO's 80, for another data set's tests. `lvis_v1_voc` and the like: the same in its vocabulary.
 SPLITS = {
     "voc": (
         "airplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "couch",
@@ -13,7 +16,13 @@ SPLITS = {
         "train", "tv",
     ),
     "person": ("person",),
+    "coco": COCO_NAMES,
 }  # fmt: skip
+SPLITS.update(
+    (f"{dataset}_{split}", counterparts(dataset, SPLITS[split]))
+    for dataset in ("lvis_v1", "objects365_v2", "ade20k")
+    for split in ("voc", "coco")
+)
 
 
 def seen_names(seen):
@@ -67,10 +76,14 @@ def split_category_ids(categories, seen, source):
     known = {category["name"] for category in categories}
     unknown = [name for name in names if name not in known]
     if unknown:
+        there = f"it has: {', '.join(sorted(known))}"
+        if len(known) > 100:
+            similar = [x for name in unknown for x in difflib.get_close_matches(name, known, 1)]
+            there = f"of its {len(known)} these are similar: {', '.join(similar) or 'none'}"
         raise InputError(
             f"{source}: field 'categories' has no category named {', '.join(map(repr, unknown))} "
             f"(asked for by the split {seen if isinstance(seen, str) else 'given as a list'!r}); "
-            f"it has: {', '.join(sorted(known))}"
+            f"{there}"
         )
     in_seen = {category["id"]: category["name"] in names for category in categories}
     return (
