@@ -279,6 +279,24 @@ def add_benchmark(commands):
         benchmark(args.gt, args.split, args.images, args.dets, args.reference_images, args.seed)
 
     parser.set_defaults(run=run)
+    parser = what.add_parser(
+        "masks",
+        help="from predicted masks to RLE, against Detectron2",
+        description="From the small masks of a mask head to RLE of the image's size, against "
+        "Detectron2: seconds, memory, and whether the masks agree.",
+    )
+    parser.add_argument("--masks", type=int, default=1500, metavar="N", help="number of masks")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=[800, 1333], metavar=("H", "W"), help="of the image"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the simulated masks")
+
+    def run_masks(args):
+        from oln_d2.evaluation.benchmark import benchmark_masks
+
+        benchmark_masks(args.masks, *args.size, args.seed)
+
+    parser.set_defaults(run=run_masks)
 
 
 def _ks(text):
