@@ -42,6 +42,14 @@ examples:
 """
 
 
+VISUALIZE_EXAMPLES = """\
+examples:
+  python -m oln_d2 visualize instances_val2017.json results.json --images val2017/ --split voc \\
+      --num-images 50 --html --output pictures/
+  python -m oln_d2 visualize proposals/images.json proposals/results.json --images photos/ \\
+      --output pictures/
+"""
+
 SPLIT_HELP = (
     "the seen categories: voc, 20 of COCO's 80; person; coco, all 80; or the same by the names of "
     f"another data set, {', '.join(name for name in SPLITS if '_' in name)}"
@@ -59,6 +67,7 @@ def main(argv=None):
     add_convert(commands)
     add_sweep(commands)
     add_evaluate(commands)
+    add_visualize(commands)
     add_benchmark(commands)
     args = parser.parse_args(argv)
     try:
@@ -248,6 +257,38 @@ def add_evaluate(commands):
         from oln_d2.evaluation.command import evaluate
 
         evaluate(args)
+
+    parser.set_defaults(run=run)
+
+
+def add_visualize(commands):
+    parser = commands.add_parser(
+        "visualize",
+        help="pictures of a results file: proposals, objects, which novel ones were found",
+        description="Draws the proposals of a results file into the images: coloured by score, with "
+        "centerness (c) and predicted IoU (b) where the file has them; and the objects of the ground "
+        "truth: known ones, novel ones found at IoU 0.5, novel ones missed.",
+        epilog=VISUALIZE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("gt", metavar="GT", help="ground truth in COCO format, or images.json of `propose`")
+    parser.add_argument("results", metavar="RESULTS", help="detections in COCO format")
+    parser.add_argument("--images", required=True, metavar="DIR", help="where the images are")
+    parser.add_argument("--output", required=True, metavar="DIR", help="where the pictures go")
+    seen = parser.add_mutually_exclusive_group()
+    seen.add_argument("--split", choices=list(SPLITS), metavar="SPLIT", help=SPLIT_HELP)
+    seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
+    parser.add_argument(
+        "--top-k", type=int, default=10, metavar="K", help="draw the K best of an image (default 10)"
+    )
+    parser.add_argument("--num-images", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--masks", action="store_true", help="also tint the masks of the 10 best")
+    parser.add_argument("--html", action="store_true", help="also a page that tells scores on hover")
+
+    def run(args):
+        from oln_d2.visualize import visualize
+
+        return visualize(args)
 
     parser.set_defaults(run=run)
 
