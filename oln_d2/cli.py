@@ -42,6 +42,16 @@ examples:
 """
 
 
+PROPOSE_EXAMPLES = """\
+examples:
+  python -m oln_d2 propose photos/ 'more/*.jpg' street.mp4 --weights oln_box_d2.pth --output out/
+  python -m oln_d2 propose photos/ --config-file oln_mask_R_50_FPN.yaml --weights model_final.pth \\
+      --top-k 50 --draw --contact-sheet --output out/
+  python -m oln_d2 propose val2017/ --gt instances_val2017.json --top-k 1500 \\
+      --weights oln_box_d2.pth --output out/
+  python -m oln_d2 evaluate instances_val2017.json out/results.json --split voc
+"""
+
 VISUALIZE_EXAMPLES = """\
 examples:
   python -m oln_d2 visualize instances_val2017.json results.json --images val2017/ --split voc \\
@@ -65,6 +75,7 @@ def main(argv=None):
     add_quickstart(commands)
     add_train(commands)
     add_convert(commands)
+    add_propose(commands)
     add_sweep(commands)
     add_evaluate(commands)
     add_visualize(commands)
@@ -177,6 +188,70 @@ def add_convert(commands):
         from oln_d2.convert import convert_command
 
         convert_command(args)
+
+    parser.set_defaults(run=run)
+
+
+def add_propose(commands):
+    parser = commands.add_parser(
+        "propose",
+        help="proposals on images, folders or videos, with any trained model",
+        description="Proposes objects on images. Boxes are those of the image as it is looked at (EXIF "
+        "turns it). What cannot be read is told in the end and in OUTPUT/unreadable.txt. The same "
+        "command again skips what is done and goes on.",
+        epilog=PROPOSE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="images, folders, globs or videos")
+    parser.add_argument(
+        "--weights", required=True, metavar="FILE",
+        help="a checkpoint of `train`, `quickstart` or `convert`, an exported .onnx; or, with "
+        "--config-file, one of Detectron2",
+    )  # fmt: skip
+    parser.add_argument(
+        "--config-file", metavar="YAML",
+        help="Detectron2's: a file, or a recipe of MODEL_ZOO.md; it then runs the model",
+    )  # fmt: skip
+    parser.add_argument("--output", required=True, metavar="DIR", help="where all of it goes")
+    parser.add_argument(
+        "--format", choices=["coco", "csv", "yolo"], default="coco",
+        help="coco: results.json and images.json (default); csv: proposals.csv; yolo: labels/*.txt, "
+        "with the score as sixth number",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gt", metavar="JSON", help="take the image ids of this COCO file, by file_name"
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=100, metavar="K", help="the K best of an image (default 100)"
+    )
+    parser.add_argument(
+        "--score", type=float, default=0.0, metavar="T", help="only scores above T, 0 to 1"
+    )
+    parser.add_argument(
+        "--nms", type=float, metavar="IOU",
+        help="leave out boxes that overlap a better one by more (the model's own: 0.7)",
+    )  # fmt: skip
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--batch-size", type=int, default=4, metavar="N",
+        help="images at once, of one size; the boxes do not depend on it (default 4)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="of a video, one of N frames"
+    )
+    parser.add_argument(
+        "--draw", type=int, nargs="?", const=20, metavar="K",
+        help="also pictures of the K best, OUTPUT/pictures (default 20)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--contact-sheet", action="store_true",
+        help="pictures, and sheets of 60 of them each, OUTPUT/contact_sheet_001.jpg, ...",
+    )  # fmt: skip
+
+    def run(args):
+        from oln_d2.inference.command import propose
+
+        return propose(args)
 
     parser.set_defaults(run=run)
 
