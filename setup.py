@@ -34,7 +34,8 @@ setup(
         "msgspec>=0.18",
     ],
     extras_require={
-        "test": ["pytest>=7", "tensorboard"],
+        "test": ["pytest>=7", "tensorboard", "av>=10"],
+        "video": ["av>=10"],
         "benchmark": ["faster-coco-eval"],
     },
 )

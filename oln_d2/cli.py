@@ -42,6 +42,24 @@ examples:
 """
 
 
+PROPOSE_EXAMPLES = """\
+examples:
+  python -m oln_d2 propose photos/ 'more/*.jpg' street.mp4 --weights oln_box_d2.pth --output out/
+  python -m oln_d2 propose photos/ --config-file oln_mask_R_50_FPN.yaml --weights model_final.pth \\
+      --top-k 50 --draw --contact-sheet --output out/
+  python -m oln_d2 propose val2017/ --gt instances_val2017.json --top-k 1500 \\
+      --weights oln_box_d2.pth --output out/
+  python -m oln_d2 evaluate instances_val2017.json out/results.json --split voc
+"""
+
+VISUALIZE_EXAMPLES = """\
+examples:
+  python -m oln_d2 visualize instances_val2017.json results.json --images val2017/ --split voc \\
+      --num-images 50 --html --output pictures/
+  python -m oln_d2 visualize proposals/images.json proposals/results.json --images photos/ \\
+      --output pictures/
+"""
+
 SPLIT_HELP = (
     "the seen categories: voc, 20 of COCO's 80; person; coco, all 80; or the same by the names of "
     f"another data set, {', '.join(name for name in SPLITS if '_' in name)}"
@@ -60,8 +78,10 @@ def main(argv=None):
     add_quickstart(commands)
     add_train(commands)
     add_convert(commands)
+    add_propose(commands)
     add_sweep(commands)
     add_evaluate(commands)
+    add_visualize(commands)
     add_benchmark(commands)
     args = parser.parse_args(argv)
     try:
@@ -177,6 +197,70 @@ def add_convert(commands):
     parser.set_defaults(run=run)
 
 
+def add_propose(commands):
+    parser = commands.add_parser(
+        "propose",
+        help="proposals on images, folders or videos, with any trained model",
+        description="Proposes objects on images. Boxes are those of the image as it is looked at (EXIF "
+        "turns it). What cannot be read is told in the end and in OUTPUT/unreadable.txt. The same "
+        "command again skips what is done and goes on.",
+        epilog=PROPOSE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="images, folders, globs or videos")
+    parser.add_argument(
+        "--weights", required=True, metavar="FILE",
+        help="a checkpoint of `train`, `quickstart` or `convert`, an exported .onnx; or, with "
+        "--config-file, one of Detectron2",
+    )  # fmt: skip
+    parser.add_argument(
+        "--config-file", metavar="YAML",
+        help="Detectron2's: a file, or a recipe of MODEL_ZOO.md; it then runs the model",
+    )  # fmt: skip
+    parser.add_argument("--output", required=True, metavar="DIR", help="where all of it goes")
+    parser.add_argument(
+        "--format", choices=["coco", "csv", "yolo"], default="coco",
+        help="coco: results.json and images.json (default); csv: proposals.csv; yolo: labels/*.txt, "
+        "with the score as sixth number",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gt", metavar="JSON", help="take the image ids of this COCO file, by file_name"
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=100, metavar="K", help="the K best of an image (default 100)"
+    )
+    parser.add_argument(
+        "--score", type=float, default=0.0, metavar="T", help="only scores above T, 0 to 1"
+    )
+    parser.add_argument(
+        "--nms", type=float, metavar="IOU",
+        help="leave out boxes that overlap a better one by more (the model's own: 0.7)",
+    )  # fmt: skip
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--batch-size", type=int, default=4, metavar="N",
+        help="images at once, of one size; the boxes do not depend on it (default 4)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="of a video, one of N frames"
+    )
+    parser.add_argument(
+        "--draw", type=int, nargs="?", const=20, metavar="K",
+        help="also pictures of the K best, OUTPUT/pictures (default 20)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--contact-sheet", action="store_true",
+        help="pictures, and sheets of 60 of them each, OUTPUT/contact_sheet_001.jpg, ...",
+    )  # fmt: skip
+
+    def run(args):
+        from oln_d2.inference.command import propose
+
+        return propose(args)
+
+    parser.set_defaults(run=run)
+
+
 def add_sweep(commands):
     parser = commands.add_parser(
         "sweep",
@@ -257,6 +341,38 @@ def add_evaluate(commands):
     parser.set_defaults(run=run)
 
 
+def add_visualize(commands):
+    parser = commands.add_parser(
+        "visualize",
+        help="pictures of a results file: proposals, objects, which novel ones were found",
+        description="Draws the proposals of a results file into the images: coloured by score, with "
+        "centerness (c) and predicted IoU (b) where the file has them; and the objects of the ground "
+        "truth: known ones, novel ones found at IoU 0.5, novel ones missed.",
+        epilog=VISUALIZE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("gt", metavar="GT", help="ground truth in COCO format, or images.json of `propose`")
+    parser.add_argument("results", metavar="RESULTS", help="detections in COCO format")
+    parser.add_argument("--images", required=True, metavar="DIR", help="where the images are")
+    parser.add_argument("--output", required=True, metavar="DIR", help="where the pictures go")
+    seen = parser.add_mutually_exclusive_group()
+    seen.add_argument("--split", choices=list(SPLITS), metavar="SPLIT", help=SPLIT_HELP)
+    seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
+    parser.add_argument(
+        "--top-k", type=int, default=10, metavar="K", help="draw the K best of an image (default 10)"
+    )
+    parser.add_argument("--num-images", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--masks", action="store_true", help="also tint the masks of the 10 best")
+    parser.add_argument("--html", action="store_true", help="also a page that tells scores on hover")
+
+    def run(args):
+        from oln_d2.visualize import visualize
+
+        return visualize(args)
+
+    parser.set_defaults(run=run)
+
+
 def add_benchmark(commands):
     parser = commands.add_parser("benchmark", help="measure this package on this machine")
     what = parser.add_subparsers(metavar="WHAT", required=True)
@@ -284,6 +400,24 @@ def add_benchmark(commands):
         benchmark(args.gt, args.split, args.images, args.dets, args.reference_images, args.seed)
 
     parser.set_defaults(run=run)
+    parser = what.add_parser(
+        "masks",
+        help="from predicted masks to RLE, against Detectron2",
+        description="From the small masks of a mask head to RLE of the image's size, against "
+        "Detectron2: seconds, memory, and whether the masks agree.",
+    )
+    parser.add_argument("--masks", type=int, default=1500, metavar="N", help="number of masks")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=[800, 1333], metavar=("H", "W"), help="of the image"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the simulated masks")
+
+    def run_masks(args):
+        from oln_d2.evaluation.benchmark import benchmark_masks
+
+        benchmark_masks(args.masks, *args.size, args.seed)
+
+    parser.set_defaults(run=run_masks)
 
 
 def _ks(text):

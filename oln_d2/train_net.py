@@ -74,7 +74,7 @@ def run():
     try:
         require_detectron2("train_net.py")
     except ImportError as error:
-        sys.exit(str(error))
+        sys.exit(f"{error}. Without it, `python -m oln_d2 train` trains OLN-Box")
     from detectron2.engine import default_argument_parser, launch
     from torch.multiprocessing import ProcessRaisedException
 

@@ -63,6 +63,7 @@ def make_coco(root, num_train=6, num_val=5, seed=0):
                         "category_id": ids[name],
                         "bbox": [int(x), int(y), int(w), int(h)],
                         "area": int(w * h),
+                        "segmentation": [[int(v) for v in (x, y, x + w, y, x + w, y + h, x, y + h)]],
                         "iscrowd": int(image_id == 2 and name == "person"),
                     }
                 )

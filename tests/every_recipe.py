@@ -2,7 +2,7 @@
 """
 Shows that every recipe works on real images, made small enough for a CPU: 10 iterations, then 10 more
 resumed from the checkpoint, then the evaluation, all on ten images of coco_2017_voc_train. Says
-nothing about how good any of them is. About a quarter of an hour on two cores.
+nothing about how good any of them is. About six minutes on two cores.
 
     DETECTRON2_DATASETS=DIR python tests/every_recipe.py [RECIPE ...]
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import get_cfg
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from overfit import register_ten_images
 from tabulate import tabulate
@@ -23,6 +24,7 @@ from oln_d2.training import Trainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OUTPUT = Path("output/every_recipe")
+TASKS = ["box_unseen", "box_seen", "box_all", "mask_all"]
 SETTINGS = (
     "DATASETS.TRAIN ('ten_train',) DATASETS.TEST ('ten_test',) SEED 1 SOLVER.IMS_PER_BATCH 2 "
     "SOLVER.BASE_LR 0.005 SOLVER.STEPS () SOLVER.CHECKPOINT_PERIOD 10 TEST.EVAL_PERIOD 0 "
@@ -40,16 +42,19 @@ def run(recipe, iterations, resume):
         SETTINGS.split() + ["SOLVER.MAX_ITER", iterations, "OUTPUT_DIR", str(OUTPUT / recipe[:-5])]
     )
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    seed_all_rng(cfg.SEED)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
-    start = trainer.start_iter
-    return start, trainer.train()
+    trainer.train()
+    return trainer.start_iter
 
 
-def losses(recipe):
+def row(recipe):
     lines = (OUTPUT / recipe[:-5] / "metrics.json").read_text().splitlines()
-    lines = [line for line in map(json.loads, lines) if "total_loss" in line]
-    return lines[0]["total_loss"], lines[-1]["total_loss"]
+    metrics = [json.loads(line) for line in lines]
+    losses = [line["total_loss"] for line in metrics if "total_loss" in line]
+    ar = [metrics[-1].get(f"{task}/AR@1000") for task in TASKS]
+    return [recipe, losses[0], losses[-1], *ar]
 
 
 def main(recipes):
@@ -57,7 +62,7 @@ def main(recipes):
         recipes = sorted(
             str(path.relative_to(CONFIGS))
             for path in CONFIGS.rglob("*.yaml")
-            if not path.name.startswith("Base-") and path.parent.name != "cpu"
+            if not path.name.startswith("Base-") and path.parent.name not in ("cpu", "datasets")
         )
     setup_logger(output=str(OUTPUT / "log.txt"))
     register_ten_images(OUTPUT)
@@ -65,16 +70,12 @@ def main(recipes):
     for recipe in recipes:
         shutil.rmtree(OUTPUT / recipe[:-5], ignore_errors=True)
         run(recipe, 10, resume=False)
-        start, results = run(recipe, 20, resume=True)
+        start = run(recipe, 20, resume=True)
         assert start == 10, f"{recipe}: resumed at {start}"
-        rows.append(
-            [recipe, *(f"{loss:.2f}" for loss in losses(recipe))]
-            + [f"{results[task]['AR@1000']:.1f}" for task in ("box_unseen", "box_seen", "box_all")]
-            + [f"{results['mask_all']['AR@1000']:.1f}" if "mask_all" in results else ""]
-        )
+        rows.append(row(recipe))
         print(f"{len(rows)} of {len(recipes)}: {rows[-1]}", flush=True)
-    headers = ["recipe", "first loss", "last loss", "unseen", "seen", "all", "mask, all"]
-    print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+    headers = ["recipe", "first loss", "last loss", *(f"{task} AR@1000" for task in TASKS)]
+    print(tabulate(rows, headers, tablefmt="github", floatfmt=".2f"))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ RECIPES = sorted(
     for path in CONFIGS.rglob("*.yaml")
     if not path.name.startswith("Base-")
 )
+# Those in datasets/ are OLN-Box again.
+MODELS = [recipe for recipe in RECIPES if not recipe.startswith("datasets/")]
 
 
 def load_config(recipe):
@@ -35,7 +37,7 @@ def one_image(height=256, width=320):
     return {"image": image, "instances": instances}
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", MODELS)
 def test_recipe_builds_trains_and_proposes(recipe):
     """A recipe with a misspelt key, or a model that cannot take a step, would reach users."""
     import torch
@@ -66,7 +68,7 @@ def test_recipe_builds_trains_and_proposes(recipe):
 
 
 @pytest.mark.parametrize(
-    "recipe", [r for r in RECIPES if "oln" in r and "R_50" in r and "public" not in r]
+    "recipe", [r for r in MODELS if "oln" in r and "R_50" in r and "public" not in r]
 )
 def test_no_image_of_the_batch_has_objects(recipe):
     """Without losses and gradients for every parameter, training on many GPUs would hang."""
@@ -111,7 +113,7 @@ def test_autocast():
     torch.testing.assert_close(best[1].scores, best[0].scores, rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", MODELS)
 def test_default_predictor(recipe):
     """Detectron2's users propose on one image with `DefaultPredictor(cfg)(image)`."""
     import numpy as np
@@ -152,6 +154,25 @@ def test_published_schedule():
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY) == (0.02, 0.9, 1e-4)
     assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((800,), 1333)
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 1500 and cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST == 0.7
+
+
+def test_recipes_of_other_data():
+    """A misspelt data set would be found after hours; another model could not be compared."""
+    from detectron2.data import DatasetCatalog
+
+    oln = load_config("oln_box_R_50_FPN.yaml")
+    recipes = {recipe: load_config(recipe) for recipe in RECIPES if recipe not in MODELS}
+    for recipe, cfg in recipes.items():
+        assert cfg.MODEL == oln.MODEL and cfg.INPUT == oln.INPUT
+        assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= {*DatasetCatalog.list()}
+        assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) != (oln.DATASETS.TRAIN, oln.DATASETS.TEST)
+        if "_to_" in recipe:  # its weights are those of coco_all.yaml
+            assert cfg.SOLVER == recipes["datasets/coco_all.yaml"].SOLVER
+            assert cfg.DATASETS.TRAIN == recipes["datasets/coco_all.yaml"].DATASETS.TRAIN
+    for recipe, images in ("coco_person", 64115), ("coco_all", 117266):
+        solver = recipes[f"datasets/{recipe}.yaml"].SOLVER
+        epoch = images / solver.IMS_PER_BATCH
+        assert [round(x / epoch, 3) for x in (*solver.STEPS, solver.MAX_ITER)] == [6, 7, 8]
 
 
 def test_references_differ_from_oln_only_in_the_method():

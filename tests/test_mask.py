@@ -1,9 +1,13 @@
 """OLN-Mask: masks of the image's size, their scores, and what both do to the detections."""
 
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
-from conftest import NEEDS_DETECTRON2, close
+from conftest import NEEDS_DETECTRON2, ROOT, close
 from pycocotools import mask as mask_utils
 
 from oln_d2.localization import mask_iou
@@ -284,3 +288,15 @@ def test_masks_without_scores():
         found = model(images((192, 256)))[0]["instances"]
     assert found.pred_masks.shape == (20, 192, 256)
     close(found.scores, (found.objectness * found.box_scores).sqrt())
+
+
+@NEEDS_DETECTRON2
+def test_benchmark():
+    """`benchmark masks` must run and compare the same masks."""
+    result = subprocess.run(
+        [sys.executable, "-m", "oln_d2", *"benchmark masks --masks 20 --size 60 80".split()],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    differing, area = re.search(r"(\d+) pixels differ, of (\d+)", result.stdout).groups()
+    assert int(differing) <= 2 and int(area) > 1000

@@ -319,6 +319,9 @@ def test_diverged_training_stops(coco, tmp_path):
     save_checkpoint(model, str(tmp_path / "nan.pth"))
     with pytest.raises(FloatingPointError, match="iteration 0.*learning rate"):
         run(coco, tmp_path / "out", weights=str(tmp_path / "nan.pth"))
+    # The loss of an iteration tells nothing of its step.
+    with pytest.raises(FloatingPointError, match="Weights .* after iteration 0.*learning rate"):
+        run(coco, tmp_path / "out", lr=1e300, checkpoint_every=1)
     assert not (tmp_path / "out/checkpoint.pth").exists()
 
 

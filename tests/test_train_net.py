@@ -190,6 +190,23 @@ def test_other_detectors_evaluate_the_same_way(data, tmp_path, recipe):
 
 
 @NEEDS_DETECTRON2
+def test_masks_train_and_are_evaluated(data, tmp_path):
+    """OLN-Mask must learn from the annotations' polygons, and its masks must be measured and written."""
+    settings = ["SOLVER.MAX_ITER", 2, "MODEL.ROI_MASK_HEAD.CONV_DIM", 32]
+    code, log = run(data, tmp_path, *settings, recipe="configs/cpu/oln_mask_R_18_FPN_GN.yaml")
+    assert code == 0, log
+    losses = metrics(tmp_path)[0]
+    assert losses["loss_mask"] > 0 and losses["loss_mask_score"] > 0
+    measured = metrics(tmp_path)[-1]
+    assert {f"{iou}_{g}/AR@100" for iou in ("box", "mask") for g in ("unseen", "seen", "all")} <= {
+        *measured
+    }
+    results = tmp_path / "inference/coco_2017_voc_val/coco_instances_results.json"
+    detections = json.loads(results.read_text())
+    assert detections and all("counts" in detection["segmentation"] for detection in detections)
+
+
+@NEEDS_DETECTRON2
 def test_bad_input_is_one_sentence(data, trained, tmp_path):
     """Wrong files and settings must be named, without a traceback."""
     weights = ["MODEL.WEIGHTS", trained[0] / "model_final.pth"]

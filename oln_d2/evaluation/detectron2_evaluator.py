@@ -79,20 +79,7 @@ class OpenWorldEvaluator(DatasetEvaluator):
             outputs (list[dict]): each with "instances" or "proposals" in the scale of the image.
         """
         for given, output in zip(inputs, outputs):
-            if "instances" in output:
-                instances = output["instances"]
-                boxes, scores = instances.pred_boxes.tensor, instances.scores
-                masks = _encode(instances.pred_masks) if instances.has("pred_masks") else None
-                scores = scores.cpu().double().numpy()
-            else:
-                proposals, masks = output["proposals"], None
-                # The sigmoid of different logits may be equal, so these are sorted before.
-                logits, order = (
-                    proposals.objectness_logits.cpu().double().sort(descending=True, stable=True)
-                )
-                boxes = proposals.proposal_boxes.tensor.cpu()[order]
-                scores = logits.sigmoid().numpy()
-            boxes = boxes.cpu().double().numpy()
+            boxes, scores, masks = read_output(output)
             # XYWH, as they are written, so that scoring the file gives exactly the same.
             boxes = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
             # A sampler that pads the last batch shows an image twice.
@@ -146,6 +133,32 @@ class OpenWorldEvaluator(DatasetEvaluator):
         if self._output_dir:
             write_report(os.path.join(self._output_dir, "open_world_results.json"), report)
         return results
+
+
+def read_output(output):
+    """
+    Args:
+        output (dict): of a Detectron2 model for one image, with "instances" or "proposals".
+
+    Returns:
+        boxes (ndarray): shape (d, 4), XYXY, absolute pixels.
+        scores (ndarray): shape (d,). Proposals are sorted by them, instances as they come.
+        masks (list[dict] or None): d masks as COCO RLE.
+    """
+    if "instances" in output:
+        instances = output["instances"]
+        boxes, scores = instances.pred_boxes.tensor, instances.scores
+        masks = _encode(instances.pred_masks) if instances.has("pred_masks") else None
+        scores = scores.cpu().double().numpy()
+    else:
+        proposals, masks = output["proposals"], None
+        # The sigmoid of different logits may be equal, so these are sorted before.
+        logits, order = (
+            proposals.objectness_logits.cpu().double().sort(descending=True, stable=True)
+        )
+        boxes = proposals.proposal_boxes.tensor.cpu()[order]
+        scores = logits.sigmoid().numpy()
+    return boxes.cpu().double().numpy(), scores, masks
 
 
 def _encode(masks):

@@ -5,30 +5,22 @@ import zlib
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.functional import hflip, to_tensor
 
 from oln_d2.data.coco import load_images
-from oln_d2.errors import InputError
+from oln_d2.data.images import open_image
 
 
 def read_image(path):
     """
     Args:
-        path (str): an image file in any format that Pillow reads.
+        path (str): see :func:`oln_d2.data.images.open_image`; errors as well.
 
     Returns:
         Tensor: (3, H, W), float, RGB, in [0, 1], upright.
-
-    Raises:
-        InputError: the file is missing or no image.
     """
-    try:
-        with Image.open(path) as image:
-            return to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({error}); fetch it again") from None
+    return to_tensor(open_image(path))
 
 
 class CocoImages(Dataset):

@@ -1,0 +1,260 @@
+"""The command `python -m oln_d2 propose`."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.ops import nms
+from tqdm import tqdm
+
+from oln_d2.data.coco import load_coco
+from oln_d2.errors import InputError
+from oln_d2.evaluation.coco_results import write_results
+from oln_d2.files import write_whole
+from oln_d2.inference.inputs import find_sources, read_frames, require_video
+from oln_d2.inference.journal import Journal
+from oln_d2.inference.models import load_model
+from oln_d2.visualize import contact_sheet, draw_proposals, picture_path, save_picture
+
+QUALITIES = {"objectness": "objectness", "box_scores": "box_score"}  # and their names in the files
+WAITING = 4  # batches of images that wait for others of their size
+ON_A_SHEET = 60
+DRAWN = 20
+
+
+def propose(args):
+    """
+    Args:
+        args: the command's arguments, see `oln_d2.cli`.
+
+    Returns:
+        int: 0, or 1 if no image could be read.
+
+    Raises:
+        InputError: arguments or files that cannot be used, before any work is lost.
+    """
+    _check(args)
+    root, sources = find_sources(args.inputs)
+    if any(source.is_video for source in sources):
+        require_video()
+    image_ids = _image_ids(args.gt, sources) if args.gt else None
+    model = load_model(args.weights, args.config_file, args.device)
+    settings = {"model": model.identity, "root": root}
+    settings |= {name: getattr(args, name) for name in ("top_k", "score", "nms", "every")}
+    os.makedirs(args.output, exist_ok=True)
+    journal = Journal(os.path.join(args.output, "journal.jsonl"), settings)
+    names, failures = _run(model, sources, journal, args)
+    _write(names, image_ids, journal, args)
+    if names and (args.draw or args.contact_sheet):
+        _draw(sources, journal, args)
+    print(f"Proposals for {len(names)} images are in {args.output}, images named relative to {root}")
+    with write_whole(os.path.join(args.output, "unreadable.txt")) as temporary:
+        Path(temporary).write_text("".join(f"{failure}\n" for failure in failures), encoding="utf-8")
+    if failures:
+        print(f"{len(failures)} could not be read:", *failures, sep="\n  ")
+    return int(not names)
+
+
+def _check(args):
+    for option in ("batch_size", "top_k", "every", "draw"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise InputError(f"--{option.replace('_', '-')} {value}: expected 1 or more")
+    for option in ("score", "nms"):
+        value = getattr(args, option)
+        if value is not None and not 0 <= value <= 1:
+            raise InputError(f"--{option} {value}: expected a number from 0 to 1")
+    if os.path.exists(args.output) and not os.path.isdir(args.output):
+        raise InputError(f"--output {args.output}: is a file; give a folder")
+    if args.gt and args.format != "coco":
+        raise InputError(f"--gt: only results of --format coco have image ids, not {args.format}")
+
+
+def _image_ids(gt, sources):
+    """Image ids of a COCO file by the sources' names."""
+    ids = {image.get("file_name"): image["id"] for image in load_coco(gt)["images"]}
+    ret = {}
+    for source in sources:
+        known = [name for name in (source.name, os.path.basename(source.name)) if name in ids]
+        if not known:
+            raise InputError(f"{source.path}: {gt} has no image of this file_name; leave it out")
+        ret[source.name] = ids[known[0]]
+    return ret
+
+
+def _run(model, sources, journal, args):
+    """Propose on all that is not in the journal. Returns the frames' names, and what went wrong."""
+    names, failures, waiting = [], [], {}
+    progress = tqdm(desc="proposing", unit="image", disable=None)
+    if not any(source.is_video for source in sources):
+        progress.total = len(sources)
+
+    def finish(shape):
+        batch = waiting.pop(shape)
+        try:
+            found = model([image for *_, image in batch])
+        except torch.cuda.OutOfMemoryError:
+            raise InputError(
+                f"--batch-size {args.batch_size}: the GPU's memory is too small for it; what is "
+                "done stays, go on with a smaller one"
+            ) from None
+        for (name, stamp, image), detections in zip(batch, found):
+            picture = Path(_picture(args.output, name))
+            picture.unlink(missing_ok=True)  # of the image as it was before
+            entry = {"height": image.height, "width": image.width}
+            journal.add(name, stamp, entry | _selected(detections, args))
+        progress.update(len(batch))
+
+    for source in sources:
+        stat = os.stat(source.path)
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        if journal.has(source.name, stamp):  # of a video: the number of its frames
+            done = [source.name]
+            if source.is_video:
+                done = journal.read(source.name)["frames"]
+            names += done
+            progress.update(len(done))
+            continue
+        own, broken = [], False
+        for name, image in read_frames(source, args.every):
+            if isinstance(image, InputError):
+                failures.append(str(image))
+                broken = True
+                progress.update()
+                continue
+            own.append(name)
+            if journal.has(name, stamp):
+                progress.update()
+                continue
+            shape = model.input_shape(image.height, image.width)
+            waiting.setdefault(shape, []).append((name, stamp, image))
+            if len(waiting[shape]) == args.batch_size:
+                finish(shape)
+            elif sum(map(len, waiting.values())) >= WAITING * args.batch_size:
+                finish(max(waiting, key=lambda key: len(waiting[key])))
+        names += own
+        if source.is_video and not broken:
+            for shape in list(waiting):
+                finish(shape)
+            journal.add(source.name, stamp, {"frames": own})
+    for shape in list(waiting):
+        finish(shape)
+    progress.close()
+    return names, failures
+
+
+def _selected(detections, args):
+    """Those above the score, without overlapping ones, at most k, best first; as lists."""
+    masks = detections.pop("masks", None)
+    kept = np.argsort(-detections["scores"], kind="stable")
+    kept = kept[detections["scores"][kept] > args.score]
+    if args.nms is not None:
+        boxes, scores = (
+            torch.from_numpy(detections[name][kept]).float() for name in ("boxes", "scores")
+        )
+        kept = kept[nms(boxes, scores, args.nms).numpy()]
+    kept = kept[: args.top_k]
+    ret = {name: values[kept].tolist() for name, values in detections.items()}
+    if masks is not None:
+        ret["masks"] = [
+            {"size": list(masks[i]["size"]), "counts": masks[i]["counts"].decode()} for i in kept
+        ]
+    return ret
+
+
+def _load(journal, name):
+    entry = journal.read(name)
+    entry["boxes"] = np.array(entry["boxes"], float).reshape(-1, 4)
+    for key in ("scores", *QUALITIES):
+        if key in entry:
+            entry[key] = np.array(entry[key], float)
+    return entry
+
+
+def _write(names, image_ids, journal, args):
+    entries = lambda: ((name, _load(journal, name)) for name in names)  # noqa: E731
+    if args.format == "coco":
+        ids = image_ids or {name: i for i, name in enumerate(names, 1)}
+        write_results(
+            os.path.join(args.output, "results.json"),
+            (
+                (
+                    ids[name],
+                    np.hstack([entry["boxes"][:, :2], entry["boxes"][:, 2:] - entry["boxes"][:, :2]]),
+                    entry["scores"],
+                    entry.get("masks"),
+                    {QUALITIES[key]: entry[key] for key in QUALITIES if key in entry},
+                )
+                for name, entry in entries()
+            ),
+        )
+        images = [
+            {"id": ids[name], "file_name": name, "height": e["height"], "width": e["width"]}
+            for name, e in entries()
+        ]
+        categories = [{"id": 1, "name": "object"}]
+        content = {"images": images, "annotations": [], "categories": categories}
+        with write_whole(os.path.join(args.output, "images.json")) as temporary:
+            Path(temporary).write_text(json.dumps(content), encoding="utf-8")
+    elif args.format == "csv":
+        path = os.path.join(args.output, "proposals.csv")
+        with write_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
+            writer = csv.writer(f)
+            writer.writerow(["file_name", "x1", "y1", "x2", "y2", "score", *QUALITIES.values()])
+            for name, entry in entries():
+                blank = [""] * len(entry["scores"])
+                columns = (entry.get(key, blank) for key in ("scores", *QUALITIES))
+                for box, *scores in zip(entry["boxes"].tolist(), *columns):
+                    writer.writerow([name, *box, *scores])
+    else:
+        for name, entry in entries():
+            size = np.array([entry["width"], entry["height"]] * 2)
+            low, high = np.hsplit(entry["boxes"] / size, [2])[:2]
+            rows = np.hstack([(low + high) / 2, high - low, entry["scores"][:, None]])
+            path = os.path.join(args.output, "labels", os.path.splitext(name)[0] + ".txt")
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with write_whole(path) as temporary:
+                lines = ["0 " + " ".join(f"{v:.6g}" for v in row) for row in rows.tolist()]
+                Path(temporary).write_text("".join(f"{line}\n" for line in lines))
+
+
+def _picture(output, name):
+    return picture_path(os.path.join(output, "pictures"), name)
+
+
+def _draw(sources, journal, args):
+    """Pictures of all images that have none yet, and sheets of all."""
+    paths = {}
+    for source in tqdm(sources, desc="drawing", unit="file", disable=None):
+        names = [source.name]
+        if source.is_video and source.name in journal.places:
+            names = journal.read(source.name)["frames"]
+        names = [name for name in names if name in journal.places]
+        paths |= {name: _picture(args.output, name) for name in names}
+        if all(os.path.exists(paths[name]) for name in names):
+            continue
+        for name, image in read_frames(source, args.every):
+            if name not in paths or os.path.exists(paths[name]):
+                continue
+            entry = _load(journal, name)
+            found = {
+                key: entry[key][: args.draw or DRAWN]
+                for key in ("boxes", "scores", *QUALITIES, "masks")
+                if key in entry
+            }
+            save_picture(draw_proposals(image, **found), paths[name])
+    if args.contact_sheet:
+        paths = list(paths.items())
+        for number, begin in enumerate(range(0, len(paths), ON_A_SHEET), 1):
+            names, files = zip(*paths[begin : begin + ON_A_SHEET])
+            pictures = []
+            for file in files:
+                with Image.open(file) as picture:
+                    picture.thumbnail((480, 480))
+                    pictures.append(picture.copy())
+            path = os.path.join(args.output, f"contact_sheet_{number:03d}.jpg")
+            save_picture(contact_sheet(pictures, names), path)

@@ -1,0 +1,110 @@
+"""From what a user names to the images to propose on."""
+
+import glob
+import os
+from typing import NamedTuple
+
+from PIL import Image
+
+from oln_d2.data.images import open_image
+from oln_d2.errors import InputError
+
+VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
+
+
+class Source(NamedTuple):
+    """An image file, or a video."""
+
+    path: str  # absolute
+    name: str  # relative to the folder that all sources are in; with "/"
+
+    @property
+    def is_video(self):
+        return os.path.splitext(self.path)[1].lower() in VIDEOS
+
+
+def find_sources(patterns):
+    """
+    Args:
+        patterns (list[str]): image files, videos, folders (with all below them) and globs.
+
+    Returns:
+        str, list[Source]: the folder that all are in, and each once, in the order of `patterns`,
+        those of a folder or a glob by name. Of a folder those are taken whose ending is of an image
+        format or a video; what is named itself is taken whatever its ending.
+
+    Raises:
+        InputError: a pattern that nothing matches, or a folder without images.
+    """
+    endings = VIDEOS | set(Image.registered_extensions()) - {".pdf", ".mpg", ".mpeg"}
+    paths = []
+    for pattern in patterns:
+        pattern = os.path.expanduser(pattern)
+        matches = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+        if not matches:
+            raise InputError(f"{pattern}: no such file or folder, and no file matches it as a glob")
+        for match in sorted(matches):
+            if not os.path.isdir(match):
+                paths.append(match)
+                continue
+            inside = [
+                os.path.join(folder, file)
+                for folder, _, files in os.walk(match, followlinks=True)
+                for file in files
+                if os.path.splitext(file)[1].lower() in endings and not file.startswith(".")
+            ]
+            if not inside and match == pattern:
+                raise InputError(f"{match}: no image or video is in this folder")
+            paths += sorted(inside)
+    if not paths:
+        raise InputError(f"{', '.join(patterns)}: there is no image or video")
+    paths = list(dict.fromkeys(map(os.path.abspath, paths)))
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return root, [Source(path, os.path.relpath(path, root).replace(os.sep, "/")) for path in paths]
+
+
+class Frame(NamedTuple):
+    """An image, or a frame of a video."""
+
+    name: str  # of the source; "video.mp4/000120.jpg" for its frame number 120
+    image: object  # PIL.Image.Image, RGB; or the InputError that tells why there is none
+
+
+def read_frames(source, every=1):
+    """
+    Args:
+        source (Source)
+        every (int): of a video, take one of so many frames.
+
+    Yields:
+        Frame
+    """
+    if not source.is_video:
+        try:
+            yield Frame(source.name, open_image(source.path))
+        except InputError as error:
+            yield Frame(source.name, error)
+        return
+    import av
+
+    try:
+        with av.open(source.path) as video:
+            stream = video.streams.video[0]
+            stream.thread_type = "AUTO"
+            for number, frame in enumerate(video.decode(stream)):
+                if number % every == 0:
+                    yield Frame(f"{source.name}/{number:06d}.jpg", frame.to_image())
+    except (av.FFmpegError, IndexError, OSError) as error:
+        reason = f"{source.path}: cannot be read as a video ({error}); fetch it again"
+        yield Frame(source.name, InputError(reason))
+
+
+def require_video():
+    """Raises ImportError, which tells how to install it, where PyAV is missing."""
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"videos need PyAV, which cannot be imported ({error}); install the extra `video`: "
+            "python -m pip install -c constraints.txt -e '.[video]'"
+        ) from None

@@ -1,0 +1,93 @@
+"""What was proposed so far, one line an image: a run that was stopped goes on from it."""
+
+import fcntl
+import json
+import os
+
+from oln_d2.errors import InputError
+
+
+class Journal:
+    """
+    A file to which entries are appended as they come.
+
+    Args:
+        path (str): begun if it is not there.
+        settings (dict): of the proposals; those in the file have to be the same.
+
+    Raises:
+        InputError: the file is of other settings, cannot be used, or another process writes it.
+    """
+
+    def __init__(self, path, settings):
+        self.path = path
+        self.places = {}  # name: (stamp, offset); the last entry of a name counts
+        try:
+            self.file = open(path, "a+b")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path}: another process is writing it; wait for it") from None
+        except OSError:
+            pass  # a file system without locks
+        end = self._scan(settings)
+        self.file.truncate(end)  # the part of a line that a killed run left
+        if end == 0:
+            self._write(settings)
+
+    def _scan(self, settings):
+        """Returns where the last whole line ends."""
+        offset = 0
+        self.file.seek(0)
+        for line in self.file:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                raise InputError(
+                    f"{self.path}: the line at byte {offset} is broken; remove the file to start "
+                    "again"
+                ) from None
+            if offset == 0:
+                self._compare(entry, settings)
+            else:
+                self.places[entry["name"]] = entry["stamp"], offset
+            offset += len(line)
+        return offset
+
+    def _compare(self, known, settings):
+        for name, value in settings.items():
+            if known.get(name) != value:
+                what = "of another model" if name == "model" else f"with {name} {known.get(name)}"
+                raise InputError(
+                    f"{self.path}: proposals {what} are in this folder; choose another --output, "
+                    "or remove it"
+                )
+
+    def _write(self, entry):
+        try:
+            self.file.write(json.dumps(entry).encode() + b"\n")
+            self.file.flush()
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror}); what is done stays, run the same "
+                "command again"
+            ) from None
+
+    def has(self, name, stamp):
+        """Whether there is an entry of this name with this stamp (list of int)."""
+        return name in self.places and self.places[name][0] == stamp
+
+    def add(self, name, stamp, content):
+        """Append an entry; content (dict) is written as JSON. Raises InputError if it cannot be."""
+        offset = os.fstat(self.file.fileno()).st_size
+        self._write({"name": name, "stamp": stamp, **content})
+        self.places[name] = stamp, offset
+
+    def read(self, name):
+        """The last entry of this name, a dict."""
+        self.file.seek(self.places[name][1])
+        return json.loads(self.file.readline())
