@@ -10,6 +10,7 @@ from torchvision.transforms.functional import hflip, to_tensor
 
 from oln_d2.data.coco import load_images
 from oln_d2.data.images import open_image
+from oln_d2.errors import InputError
 
 
 def read_image(path):
