@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from oln_d2.errors import InputError
 from oln_d2.evaluation import GroundTruth, OpenWorldRecall, plot_results, read_results
-from oln_d2.quickstart.pictures import draw_proposals
+from oln_d2.quickstart.pictures import draw_detectors
 from oln_d2.quickstart.synthetic import KNOWN, make_dataset
 
 MODELS = {"oln_box": "OLN-Box", "faster_rcnn": "Faster R-CNN"}
@@ -90,7 +90,7 @@ def quickstart(output, *, engine="auto", seed=0, control=False, images=200, epoc
         torch.set_num_threads(threads)
 
     pictures = folder / "proposals.png"
-    draw_proposals(pictures, data / "test", ground_truth, detections, NUM_PICTURES)
+    draw_detectors(pictures, data / "test", ground_truth, detections, NUM_PICTURES)
     curves = {"unseen": folder / "ar_novel.png", "seen": folder / "ar_known.png"}
     for group, path in curves.items():
         plot_results(str(path), results, group)
