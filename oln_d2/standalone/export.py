@@ -1,9 +1,9 @@
 """
 Export of a trained OLN-Box to ONNX or TorchScript, and a detector that runs the ONNX file.
 
-One trace of the model serves both formats: unlike `torch.export` it takes shapes that depend on the data
-(NMS, top k) in every supported version of torch, and torch's trace-based ONNX exporter needs no other
-package than onnx.
+One trace of the model serves both formats. All supported versions of torch can make it and turn it
+into ONNX without another package than onnx; `torch.export` takes shapes that depend on the data (NMS,
+top k) in recent ones only.
 """
 
 import json
