@@ -34,7 +34,8 @@ setup(
         "msgspec>=0.18",
     ],
     extras_require={
-        "test": ["pytest>=7", "tensorboard", "av>=10"],
+        "test": ["pytest>=7", "tensorboard", "av>=10", "onnx>=1.15", "onnxruntime>=1.17"],
+        "export": ["onnx>=1.15", "onnxruntime>=1.17"],
         "video": ["av>=10"],
         "benchmark": ["faster-coco-eval"],
     },

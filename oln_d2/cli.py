@@ -78,6 +78,7 @@ def main(argv=None):
     add_quickstart(commands)
     add_train(commands)
     add_convert(commands)
+    add_export(commands)
     add_propose(commands)
     add_sweep(commands)
     add_evaluate(commands)
@@ -193,6 +194,28 @@ def add_convert(commands):
         from oln_d2.convert import convert_command
 
         convert_command(args)
+
+    parser.set_defaults(run=run)
+
+
+def add_export(commands):
+    parser = commands.add_parser(
+        "export",
+        help="a trained OLN-Box as ONNX or TorchScript",
+        description="Writes a trained OLN-Box as one file: .onnx (opset 17, images of any size), which "
+        "`propose` takes, or .pt, TorchScript. The file computes all from the resized image to boxes "
+        "and scores. It covers inference on one image at a time in float32; not training, larger "
+        "batches, the resizing, masks, and other models.",
+    )
+    parser.add_argument(
+        "checkpoint", metavar="IN", help="a checkpoint of `train`, `quickstart` or `convert`"
+    )
+    parser.add_argument("output", metavar="OUT", help="e.g. model.onnx or model.pt")
+
+    def run(args):
+        from oln_d2.standalone.export import export
+
+        export(args.checkpoint, args.output)
 
     parser.set_defaults(run=run)
 

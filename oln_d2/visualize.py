@@ -117,7 +117,7 @@ class Objects:
         gts = np.arange(*ground_truth.starts[index : index + 2])
         gts = gts[~ground_truth.crowd[gts]]
         names = [ground_truth.category_names[i] for i in ground_truth.category_ids[gts].tolist()]
-        return cls(_to_xyxy(ground_truth.boxes[gts]), ground_truth.seen[gts], names)
+        return cls(to_xyxy(ground_truth.boxes[gts]), ground_truth.seen[gts], names)
 
     def found_by(self, boxes):
         """(G,) bool: whether one of the boxes, shape (D, 4), overlaps with IoU 0.5 or more."""
@@ -127,6 +127,11 @@ class Objects:
         areas = [(b[:, 2:] - b[:, :2]).prod(axis=1) for b in (self.boxes, boxes)]
         union = areas[0][:, None] + areas[1] - inter
         return (inter / np.maximum(union, 1e-6)).max(axis=1, initial=0) >= FOUND_IOU
+
+
+def to_xyxy(boxes):
+    """Of boxes (D, 4) as XYWH."""
+    return np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
 
 
 def contact_sheet(pictures, titles, columns=None, width=480):
@@ -163,10 +168,6 @@ def contact_sheet(pictures, titles, columns=None, width=480):
             sheet.paste(picture, (left + (width - picture.width) // 2, top + title))
         top += height
     return sheet
-
-
-def _to_xyxy(boxes):
-    return np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
 
 
 @lru_cache
@@ -311,7 +312,7 @@ def visualize(args):
         own = np.flatnonzero(index == i)
         own = own[np.argsort(-detections.scores[own], kind="stable")[: args.top_k]]
         found = {
-            "boxes": _to_xyxy(detections.boxes[own]),
+            "boxes": to_xyxy(detections.boxes[own]),
             "scores": detections.scores[own],
             "objectness": None if qualities is None else qualities[own, 0],
             "box_scores": None if qualities is None else qualities[own, 1],

@@ -41,6 +41,8 @@ def propose(args):
     root, sources = find_sources(args.inputs)
     if any(source.is_video for source in sources):
         require_video()
+    if args.format == "yolo":
+        _check_labels(sources)
     image_ids = _image_ids(args.gt, sources) if args.gt else None
     model = load_model(args.weights, args.config_file, args.device)
     settings = {"model": model.identity, "root": root}
@@ -72,6 +74,22 @@ def _check(args):
         raise InputError(f"--output {args.output}: is a file; give a folder")
     if args.gt and args.format != "coco":
         raise InputError(f"--gt: only results of --format coco have image ids, not {args.format}")
+
+
+def _check_labels(sources):
+    """YOLO's text is named as the image, but for the ending: that has to tell them apart."""
+    first = {}
+    for source in sources:
+        if first.setdefault(_label(source.name), source) is not source:
+            other = first[_label(source.name)]
+            raise InputError(
+                f"--format yolo: {other.path} and {source.path} would have the same text file; "
+                "rename one, or use --format csv"
+            )
+
+
+def _label(name):
+    return os.path.splitext(name)[0] + ".txt"
 
 
 def _image_ids(gt, sources):
@@ -215,7 +233,7 @@ def _write(names, image_ids, journal, args):
             size = np.array([entry["width"], entry["height"]] * 2)
             low, high = np.hsplit(entry["boxes"] / size, [2])[:2]
             rows = np.hstack([(low + high) / 2, high - low, entry["scores"][:, None]])
-            path = os.path.join(args.output, "labels", os.path.splitext(name)[0] + ".txt")
+            path = os.path.join(args.output, "labels", _label(name))
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with write_whole(path) as temporary:
                 lines = ["0 " + " ".join(f"{v:.6g}" for v in row) for row in rows.tolist()]

@@ -16,7 +16,7 @@ from oln_d2.data.coco import read_json
 from oln_d2.errors import InputError, require_detectron2
 from oln_d2.evaluation import GroundTruth, OpenWorldRecall, plot_results, read_results
 from oln_d2.files import write_whole
-from oln_d2.quickstart.pictures import draw_proposals
+from oln_d2.quickstart.pictures import draw_detectors
 from oln_d2.quickstart.synthetic import KNOWN, make_dataset
 
 MODELS = {"oln_box": "OLN-Box", "faster_rcnn": "Faster R-CNN"}
@@ -102,7 +102,7 @@ def quickstart(output, *, engine="auto", seed=0, control=False, images=200, epoc
         torch.set_num_threads(threads)
 
     pictures = folder / "proposals.png"
-    draw_proposals(pictures, data / "test", ground_truth, detections, NUM_PICTURES)
+    draw_detectors(pictures, data / "test", ground_truth, detections, NUM_PICTURES)
     curves = {"unseen": folder / "ar_novel.png", "seen": folder / "ar_known.png"}
     for group, path in curves.items():
         plot_results(str(path), results, group)

@@ -88,6 +88,29 @@ class Transform(GeneralizedRCNNTransform):
         return image  # torchvision calls this before the resize; too early
 
     def resize(self, image, target=None):
+        pixels = self.resized_pixels(image)
+        if target is not None:
+            old, new = image.shape[-2:], pixels.shape[-2:]
+            scale = target["boxes"].new_tensor([new[1] / old[1], new[0] / old[0]]).repeat(2)
+            boxes = target["boxes"] * scale
+            # Tiny boxes may lose their area by rounding. Those that never had any are an error.
+            keep = _has_area(boxes) | ~_has_area(target["boxes"])
+            target["boxes"] = boxes[keep]
+            if "labels" in target:
+                target["labels"] = target["labels"][keep]
+        return super().normalize(pixels), target
+
+    def resized_pixels(self, image):
+        """
+        Args:
+            image (Tensor): shape (3, H, W), float, RGB, in [0, 1].
+
+        Returns:
+            Tensor: shape (3, H', W'), resized, whole numbers in [0, 255], not yet normalised.
+
+        Raises:
+            InputError: not such an image.
+        """
         if not image.is_floating_point() or image.shape[0] != 3:
             raise InputError(
                 f"an image is a {image.dtype} tensor of shape {list(image.shape)}; it has to be "
@@ -106,15 +129,7 @@ class Transform(GeneralizedRCNNTransform):
             picture = to_pil_image(pixels.to(torch.uint8).cpu())
             picture = picture.resize(new[::-1], Image.Resampling.BILINEAR)
             pixels = pil_to_tensor(picture).to(image)
-        if target is not None:
-            scale = target["boxes"].new_tensor([new[1] / old[1], new[0] / old[0]]).repeat(2)
-            boxes = target["boxes"] * scale
-            # Tiny boxes may lose their area by rounding. Those that never had any are an error.
-            keep = _has_area(boxes) | ~_has_area(target["boxes"])
-            target["boxes"] = boxes[keep]
-            if "labels" in target:
-                target["labels"] = target["labels"][keep]
-        return super().normalize(pixels), target
+        return pixels
 
     def postprocess(self, result, image_shapes, original_image_sizes):
         if self.training:
@@ -298,7 +313,7 @@ class RoIAlign(nn.Module):
         image = torch.cat([torch.full_like(b[:, :1], n) for n, b in enumerate(boxes)])
         rois = torch.cat([image, torch.cat(boxes)], dim=1)
         # In float32: half precision moves RoIs by pixels.
-        pooled = rois.new_zeros(len(rois), features[0].shape[1], *self.output_size)
+        pooled = rois.new_zeros(rois.shape[0], features[0].shape[1], *self.output_size)
         for i, (feature, stride) in enumerate(zip(features, STRIDES)):
             index = (level == i).nonzero().squeeze(1)
             at_level = roi_align(
@@ -366,8 +381,8 @@ class OLNRoIHeads(detection.roi_heads.RoIHeads):
         pooled = self.box_roi_pool(list(features.values())[:4], boxes)
         scores, pred_deltas = self.box_predictor(self.box_head(pooled))
         if not self.training:
-            counts = [len(b) for b in boxes]
-            refined = self.box_coder.decode(pred_deltas, boxes).view(-1, 4).split(counts)
+            counts = [b.shape[0] for b in boxes]  # a trace takes what len() returns for a constant
+            refined = self.box_coder.decode_single(pred_deltas, torch.cat(boxes)).split(counts)
             per_image = zip(proposals, refined, scores.sigmoid().split(counts), image_shapes)
             results = [self._detections(*image) for image in per_image]
             if self.has_mask():
