@@ -176,4 +176,9 @@ def save_checkpoint(model, path, **more):
     parameters = {detectron2_name(name): tensor for name, tensor in model.state_dict().items()}
     # To an open file, whose errors say what is wrong, unlike torch's.
     with write_whole(path) as temporary, open(temporary, "wb") as file:
-        torch.save({"model": parameters, "config": model.config, **more}, file)
+        try:
+            torch.save({"model": parameters, "config": model.config, **more}, file)
+        except RuntimeError as error:  # older versions of torch say something else after that
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
