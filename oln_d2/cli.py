@@ -67,7 +67,10 @@ SPLIT_HELP = (
 
 
 def main(argv=None):
-    """Run a command. Return its exit code: 0, 1 if part of a sweep failed, or 2 for bad input."""
+    """
+    Run a command. Return its exit code: 0, 1 if part of a sweep failed, or 2 for bad input and for
+    training that diverged.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m oln_d2", description="Open-world object localization."
     )
@@ -84,7 +87,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         return args.run(args) or 0
-    except (InputError, ImportError) as error:
+    except (InputError, ImportError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -165,7 +168,9 @@ def add_train(commands):
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="that load images")
     parser.add_argument("--checkpoint-every", type=int, default=500, metavar="N", help="iterations")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint in --output, if there is one"
+    )
 
     def run(args):
         from oln_d2.standalone.training import train_command

@@ -415,6 +415,11 @@ def test_warning_when_detections_run_out():
     """A user who kept 100 detections would take AR@100 of the budget rule for that of the paper."""
     dets = [[10, 10, 50, 50]] + [[100, 100, 5 + i, 5] for i in range(99)]
     content, results = one_image([[10, 10, 50, 50]], dets, category=1)
+    # The one image with the most detections says nothing, however few images there are.
+    assert not score(content, results, ks=(10, 100)).result().warnings
+    for field in ("images", "annotations"):
+        content[field] += [{**entry, "id": 1, "image_id": 1} for entry in content[field]]
+    results += [{**entry, "image_id": 1} for entry in results]
     (warning,) = score(content, results, ks=(10, 100)).result().warnings
     assert "100 detections" in warning and "99 of them" in warning and "AR@100 may" in warning
     assert not score(content, results, ks=(10, 50)).result().warnings

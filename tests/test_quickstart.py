@@ -11,6 +11,7 @@ import torch
 from conftest import NEEDS_DETECTRON2, ROOT
 from PIL import Image
 
+from oln_d2.cli import main
 from oln_d2.errors import InputError
 from oln_d2.quickstart import make_dataset, quickstart
 from oln_d2.quickstart.run import describe
@@ -135,6 +136,54 @@ def test_quickstart_command(tmp_path):
 
 
 @NEEDS_DETECTRON2
+def test_engines_train_with_the_same_settings(tmp_path, monkeypatch):
+    """The quickstart's numbers would depend on what is installed by more than chance."""
+    import oln_d2.quickstart.detectron2_engine as detectron2_engine
+    import oln_d2.quickstart.standalone_engine as standalone_engine
+    from oln_d2.standalone.training import WEIGHT_DECAY, _lr_factor
+
+    class Configured(Exception):
+        pass
+
+    def stop(*args, **kwargs):
+        raise Configured(*args, kwargs)
+
+    make_dataset(tmp_path / "data", seed=0, num_train=22, num_test=4)
+    monkeypatch.setattr(detectron2_engine, "Trainer", stop)
+    monkeypatch.setattr(standalone_engine, "train", stop)
+    for model in ("oln_box", "faster_rcnn"):
+        with pytest.raises(Configured) as stopped:
+            detectron2_engine.train_and_detect(model, tmp_path / "data", tmp_path, 3, 5.0)
+        cfg = stopped.value.args[0]
+        assert torch.initial_seed() == 3  # or the weights would follow from chance
+        with pytest.raises(Configured) as stopped:
+            standalone_engine.train_and_detect(model, tmp_path / "data", tmp_path, 3, 5.0)
+        settings = stopped.value.args[-1]
+        config = settings["config"]
+        solver = cfg.SOLVER
+        assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.WARMUP_ITERS, cfg.SEED) == (
+            settings["batch_size"], settings["lr"], settings["warmup"], settings["seed"]
+        )  # fmt: skip
+        assert solver.MAX_ITER == round(22 * settings["epochs"] / 4) == 28
+        assert solver.WEIGHT_DECAY == WEIGHT_DECAY
+        factors = [_lr_factor(i, solver.MAX_ITER, 0) for i in range(solver.MAX_ITER)]
+        steps = [i for i in range(1, len(factors)) if factors[i] != factors[i - 1]]
+        assert solver.STEPS == tuple(steps)
+        assert (
+            cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM, cfg.INPUT.MAX_SIZE_TRAIN,
+            cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN, cfg.MODEL.RPN.PRE_NMS_TOPK_TEST,
+            cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, cfg.MODEL.ROI_BOX_HEAD.FC_DIM,
+            cfg.TEST.DETECTIONS_PER_IMAGE,
+        ) == tuple(
+            config[name] for name in (
+                "fpn_channels", "norm", "max_size", "rpn_pre_nms_top_n_train",
+                "rpn_pre_nms_top_n_test", "box_batch_size_per_image", "representation_size",
+                "box_detections_per_img",
+            )
+        )  # fmt: skip
+
+
+@NEEDS_DETECTRON2
 def test_quickstart_with_detectron2(tmp_path):
     """
     Where Detectron2 is installed it trains; its checkpoint must load in the standalone runtime.
@@ -191,6 +240,53 @@ def test_folders_of_others_are_left_alone(tmp_path):
     with pytest.raises(InputError, match="'jax' is not one of auto"):
         quickstart(tmp_path / "new", engine="jax")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("--images", "0", "images is 0; it has to be 1 or more"),
+        ("--epochs", "nan", "epochs is nan; it has to be a number above 0"),
+        ("--epochs", "-1", "epochs is -1.0; it has to be a number above 0"),
+        ("--seed", "-1", "seed is -1; it has to be 0 or more"),
+    ],
+)
+def test_options_have_limits(tmp_path, capsys, option, value, message):
+    """A typing mistake must end in a sentence, and leave the folder free for the right value."""
+    output = tmp_path / "out"
+    assert main(["quickstart", "--output", str(output), option, value]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {message}") and printed.count("\n") == 1
+    assert not output.exists()
+
+
+def test_output_that_is_no_folder(tmp_path):
+    """It would end in a traceback; so would a settings file that is not whole."""
+    (tmp_path / "file").write_text("kept")
+    for output in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(InputError, match="cannot be made .* choose another --output"):
+            quickstart(output, engine="standalone")
+    (tmp_path / "quickstart.json").write_text("")
+    with pytest.raises(InputError, match="quickstart.json: not complete, valid JSON"):
+        quickstart(tmp_path, engine="standalone")
+
+
+@NEEDS_DETECTRON2
+def test_automatic_engine(tmp_path, monkeypatch):
+    """
+    A mistake in the engine must not pass for Detectron2 not being installed, and a folder that
+    torchvision began must be finished with it.
+    """
+    import oln_d2.quickstart.run as module
+
+    monkeypatch.setitem(module.ENGINES, "detectron2", "oln_d2.quickstart.gone")
+    with pytest.raises(ImportError, match="oln_d2.quickstart.gone"):
+        quickstart(tmp_path, engine="auto")
+    monkeypatch.undo()
+    settings = {"engine": "standalone", "seed": 0, "control": False, "images": 8, "epochs": 5.0}
+    (tmp_path / "quickstart.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="engine standalone, not detectron2; .* the same --engine"):
+        quickstart(tmp_path, engine="auto", images=8)
 
 
 class Result:

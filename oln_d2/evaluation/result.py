@@ -251,7 +251,7 @@ class OpenWorldResult:
         full = self.given == cut
         left = cut - self.freed[full]
         short = [k for k in self.ks if np.mean(left < k) > FEW_IMAGES]
-        if 1 < cut < self.max_dets and short and full.mean() > FEW_IMAGES:
+        if 1 < cut < self.max_dets and short and full.sum() > 1 and full.mean() > FEW_IMAGES:
             names = ", ".join(f"AR@{k}" for k in short)
             warnings.append(
                 f"{full.sum()} of {len(full)} images have {cut} detections, where the list seems "

@@ -1,17 +1,20 @@
 """The quickstart's models with Detectron2's trainer and the CPU recipes."""
 
 import logging
+import math
 
 from oln_d2.data.coco import load_coco
 from oln_d2.data.datasets import register_open_world_coco
 from oln_d2.errors import require_detectron2
 from oln_d2.model_zoo import get_config
 from oln_d2.quickstart.synthetic import KNOWN
+from oln_d2.standalone.training import STEPS
 from oln_d2.training import Trainer
 
 require_detectron2("--engine detectron2")
 
 from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+from detectron2.utils.env import seed_all_rng  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
 import oln_d2.modeling  # noqa: E402, F401  registers the components
@@ -40,14 +43,16 @@ def train_and_detect(model, data, folder, seed, epochs):
     cfg = get_config(RECIPES[model])
     num_images = len(load_coco(data / "train.json")["images"])
     iterations = max(round(epochs * num_images / cfg.SOLVER.IMS_PER_BATCH), 1)
+    steps = {math.ceil(iterations * step) for step in STEPS} - {iterations}
     cfg.merge_from_list(
         ["DATASETS.TRAIN", ("quickstart_train",), "DATASETS.TEST", ("quickstart_test",)]
         + ["OUTPUT_DIR", str(folder), "SEED", seed, "SOLVER.MAX_ITER", iterations]
-        + ["SOLVER.STEPS", tuple(sorted({iterations * 6 // 8, iterations * 7 // 8} - {0}))]
+        + ["SOLVER.STEPS", tuple(sorted(steps))]
         + ["TEST.OPEN_WORLD_PROTOCOLS", ["xclass"]]
     )
     for handler in setup_logger().handlers:
         handler.addFilter(_is_progress)
+    seed_all_rng(seed)  # the trainer itself does not look at SEED
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)
     trainer.train()  # and detects in the end

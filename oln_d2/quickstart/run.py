@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import shutil
 import textwrap
@@ -11,8 +12,10 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from oln_d2.errors import InputError
+from oln_d2.data.coco import read_json
+from oln_d2.errors import InputError, require_detectron2
 from oln_d2.evaluation import GroundTruth, OpenWorldRecall, plot_results, read_results
+from oln_d2.files import write_whole
 from oln_d2.quickstart.pictures import draw_detectors
 from oln_d2.quickstart.synthetic import KNOWN, make_dataset
 
@@ -47,16 +50,25 @@ def quickstart(output, *, engine="auto", seed=0, control=False, images=200, epoc
         engine (str): "detectron2", "standalone", or "auto": Detectron2 if it is installed.
         seed (int): of the data and of the training.
         control (bool): no novel objects in the training images.
-        images (int): in training; half as many are tested on.
+        images (int): in training; half as many, but at least 4, are tested on.
         epochs (float): how often each is seen.
 
     Returns:
         dict[str, OpenWorldResult]: by model.
 
     Raises:
-        InputError: `output` holds another run, or the engine is not there.
+        InputError: numbers that cannot be used, `output` holds another run or cannot be written, or
+            the engine is not there.
+        FloatingPointError: training has diverged.
     """
     begin = time.time()
+    for name, value, fits, allowed in (
+        ("images", images, images >= 1, "1 or more"),
+        ("epochs", epochs, 0 < epochs < math.inf, "a number above 0"),
+        ("seed", seed, 0 <= seed < 2**32, "0 or more, below 2**32"),
+    ):
+        if not fits:
+            raise InputError(f"{name} is {value}; it has to be {allowed}")
     engine, train = _choose_engine(engine)
     folder = Path(output).expanduser()
     settings = {
@@ -128,7 +140,8 @@ def _choose_engine(engine):
     """The engine's name and what trains with it."""
     if engine == "auto":
         try:
-            return "detectron2", importlib.import_module(ENGINES["detectron2"]).train_and_detect
+            require_detectron2("--engine detectron2")
+            engine = "detectron2"
         except ImportError:
             engine = "standalone"
     if engine not in ENGINES:
@@ -140,16 +153,22 @@ def _check_settings(folder, settings):
     """Remember what the folder is for."""
     path = folder / "quickstart.json"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be made ({error.strerror}); choose another --output"
+            ) from None
         if any(folder.iterdir()):
             raise InputError(
                 f"{folder}: is not empty and holds no quickstart; choose another --output"
             )
-        path.write_text(json.dumps(settings))
-    known = json.loads(path.read_text())
+        with write_whole(path) as temporary:
+            Path(temporary).write_text(json.dumps(settings))
+    known = read_json(path)
     for name, value in settings.items():
         if known.get(name) != value:
             raise InputError(
                 f"{folder}: holds a quickstart with {name} {known.get(name)}, not {value}; choose "
-                "another --output"
+                f"another --output, or the same --{name}"
             )

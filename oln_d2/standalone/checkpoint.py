@@ -170,7 +170,11 @@ def save_checkpoint(model, path, **more):
         model (nn.Module): of :func:`build_detector`.
         path (str): Detectron2 takes it as MODEL.WEIGHTS.
         more: plain values and tensors to write beside the parameters.
+
+    Raises:
+        InputError: it cannot be written there.
     """
     parameters = {detectron2_name(name): tensor for name, tensor in model.state_dict().items()}
-    with write_whole(path) as temporary:
-        torch.save({"model": parameters, "config": model.config, **more}, temporary)
+    # To an open file, whose errors say what is wrong, unlike torch's.
+    with write_whole(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"model": parameters, "config": model.config, **more}, file)

@@ -1,14 +1,16 @@
 """Images and boxes in COCO's format, for training and evaluation."""
 
 import os
+import zlib
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.functional import hflip, to_tensor
 
 from oln_d2.data.coco import load_images
 from oln_d2.data.images import open_image
+from oln_d2.errors import InputError
 
 
 def read_image(path):
@@ -35,10 +37,12 @@ class CocoImages(Dataset):
 
     def __init__(self, json_file, image_root, seen, training):
         records = load_images(json_file, image_root, seen, training)
+        self.json_file = json_file
         self.image_root = image_root
         self.image_ids = [record["id"] for record in records]
         self.file_names = [record["file_name"] for record in records]
         # As arrays, or each worker of the loader would in time copy all of these small objects.
+        self.sizes = np.array([(record["height"], record["width"]) for record in records])
         self.boxes = [
             np.array([a["bbox"] for a in record["annotations"]], np.float32).reshape(-1, 4)
             for record in records
@@ -53,21 +57,49 @@ class CocoImages(Dataset):
             (Tensor, dict[str, Tensor]): the image, see :func:`read_image`; and `boxes` (G, 4),
             XYXY, clipped to the image, those without area left out, with `labels` (G,), all 1,
             "object".
+
+        Raises:
+            InputError: the image is broken, or not as large as the annotations say.
         """
         index, flip = index
-        image = read_image(os.path.join(self.image_root, self.file_names[index]))
+        path = os.path.join(self.image_root, self.file_names[index])
+        image = read_image(path)
         height, width = image.shape[-2:]
+        if (height, width) != tuple(self.sizes[index]):
+            raise InputError(
+                f"{path}: is {width} x {height} px, but {self.json_file} says "
+                f"{self.sizes[index][1]} x {self.sizes[index][0]}, so that its boxes may not fit; "
+                "correct 'width' and 'height' there, or fetch the image again"
+            )
         boxes = torch.from_numpy(self.boxes[index].copy())
         boxes[:, 2:] += boxes[:, :2]
         boxes[:, 0::2].clamp_(0, width)
         boxes[:, 1::2].clamp_(0, height)
-        boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)]
         if flip:
             image = hflip(image)
             boxes = torch.stack(
                 [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1
             )
+        boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)]
         return image, {"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64)}
+
+    def digest(self):
+        """A number that differs where the images or the boxes do."""
+        ret = 0
+        for name, boxes in zip(self.file_names, self.boxes):
+            ret = zlib.crc32(boxes.tobytes(), zlib.crc32(name.encode(), ret))
+        return ret
+
+
+def load(dataset, workers, **kwargs):
+    """
+    Yields what a `DataLoader` does; see there for the arguments. A worker's InputError is raised as
+    it was in the worker, without the traceback that torch puts into its message.
+    """
+    try:
+        yield from DataLoader(dataset, num_workers=workers, **kwargs)
+    except InputError as error:
+        raise InputError(str(error).rpartition("InputError: ")[2].rstrip()) from None
 
 
 def mix_seed(*numbers):

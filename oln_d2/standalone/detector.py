@@ -59,6 +59,8 @@ SCORE_IOU_THRESHOLDS = (0.1, 0.3)
 SCORE_BATCH_SIZE = 256
 BOX_LOSS_WEIGHT = 10.0  # of the first stage
 
+DIVERGED = "training has diverged; lower the learning rate or lengthen its warm-up"
+
 # Boxes whose masks are predicted at once: the features of thousands need gigabytes.
 MASKS_AT_ONCE = 256
 
@@ -77,6 +79,10 @@ class Transform(GeneralizedRCNNTransform):
 
     def __init__(self, min_size, max_size):
         super().__init__(min_size, max_size, MEAN, STD)
+        if min(*self.min_size, max_size) < 1:
+            raise InputError(
+                f"min_size is {min_size} and max_size {max_size}; both have to be 1 pixel or more"
+            )
 
     def normalize(self, image):
         return image  # torchvision calls this before the resize; too early
@@ -86,7 +92,12 @@ class Transform(GeneralizedRCNNTransform):
         if target is not None:
             old, new = image.shape[-2:], pixels.shape[-2:]
             scale = target["boxes"].new_tensor([new[1] / old[1], new[0] / old[0]]).repeat(2)
-            target["boxes"] = target["boxes"] * scale
+            boxes = target["boxes"] * scale
+            # Tiny boxes may lose their area by rounding. Those that never had any are an error.
+            keep = _has_area(boxes) | ~_has_area(target["boxes"])
+            target["boxes"] = boxes[keep]
+            if "labels" in target:
+                target["labels"] = target["labels"][keep]
         return super().normalize(pixels), target
 
     def resized_pixels(self, image):
@@ -261,8 +272,7 @@ class OLNRPN(detection.rpn.RegionProposalNetwork):
             finite = boxes.isfinite().all(dim=1) & logits.isfinite()
             if self.training and not finite.all():
                 raise FloatingPointError(
-                    "The RPN predicts NaN or infinite boxes or scores: training has diverged; "
-                    "lower the learning rate or lengthen its warm-up."
+                    f"The RPN predicts NaN or infinite boxes or scores: {DIVERGED}"
                 )
             boxes = clip_boxes_to_image(boxes, shape)
             keep = (finite & _has_area(boxes)).nonzero().squeeze(1)
@@ -552,8 +562,8 @@ def build_detector(
     """
     Args:
         architecture (str): "oln_box"; "oln_mask", for inference only; or "faster_rcnn":
-            torchvision's, with the one class "object" and the same backbone, anchors and arguments,
-            to compare with.
+            torchvision's, with the one class "object" and the same backbone and anchors, to compare
+            with.
         depth (int): 18, 34, 50 or 101, of the ResNet; or 10, one of half the width for trying
             things out.
         norm (str): "FrozenBN", batch norm with frozen statistics, which needs pretrained weights;
@@ -565,6 +575,9 @@ def build_detector(
             ResNet.
         anchor_sizes (list[float]): see :class:`OLNBox`; 4 for P2..P5 or 5 for P2..P6.
         kwargs: see :class:`OLNBox`; with "oln_mask" also mask_channels (int), of the mask head.
+            With "faster_rcnn": min_size, max_size, representation_size, box_nms_thresh and
+            box_detections_per_img as of :class:`OLNBox`, and torchvision's `FasterRCNN` arguments,
+            whose meanings and defaults are its own.
 
     Returns:
         nn.Module: called as :class:`OLNBox` says. Its `config` is the dict of plain values that
@@ -588,7 +601,8 @@ def build_detector(
     if depth == 10:
         if weights_backbone is not None:
             raise InputError(
-                "there are no pretrained weights for depth 10; train it from scratch with GN"
+                "there are no pretrained weights for depth 10; train it from scratch: --scratch on "
+                'the command line, weights_backbone=None and norm="GN" in Python'
             )
         resnet = _small_resnet(NORMS[norm])
     else:

@@ -2,21 +2,23 @@
 Plain training on COCO-format data, on one or several processes; for more use Detectron2's trainer.
 """
 
+import math
 import os
+import tempfile
 from collections import deque
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from oln_d2.data.splits import seen_names
 from oln_d2.errors import InputError
 from oln_d2.evaluation import GroundTruth, OpenWorldRecall, write_results
 from oln_d2.standalone.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from oln_d2.standalone.data import CocoImages, TrainingBatches, mix_seed
-from oln_d2.standalone.detector import build_detector
+from oln_d2.standalone.data import CocoImages, TrainingBatches, load, mix_seed
+from oln_d2.standalone.detector import DIVERGED, build_detector
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
@@ -74,39 +76,53 @@ def train(
         checkpoint_every (int): iterations.
         seed (int): of weights, order, flips, scales and samples. On a CPU the same seed gives the
             same model, resumed or not.
-        resume (bool): go on from `checkpoint.pth` if there is one.
+        resume (bool): go on from `checkpoint.pth` if there is one; other weights are then not read.
 
     Returns:
         OpenWorldResult: of the evaluation; None without, and on all processes but the first.
 
     Raises:
-        InputError: arguments or files that cannot be used, before training starts.
+        InputError: arguments or files that cannot be used, before training starts; an image that
+            cannot, when its turn comes.
+        FloatingPointError: training has diverged. What was saved before is kept.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and world_size > 1:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+    lr = 0.02 * batch_size / 16 if lr is None else lr
+    architecture = (config or {}).get("architecture", "oln_box")
+    for name, value, fits, allowed in (
+        ("epochs", epochs, 0 < epochs < math.inf, "a number above 0"),
+        ("batch_size", batch_size, batch_size > 0, "1 or more"),
+        ("batch_size", batch_size, batch_size % world_size == 0,
+         f"a multiple of {world_size}, the number of processes"),
+        ("lr", lr, 0 <= lr < math.inf, "a number of 0 or more"),
+        ("warmup", warmup, warmup >= 0, "0 or more"),
+        ("workers", workers, workers >= 0, "0 or more"),
+        ("checkpoint_every", checkpoint_every, checkpoint_every > 0, "1 or more"),
+        ("seed", seed, 0 <= seed < 2**64, "0 or more, below 2**64"),
+        ("architecture", architecture, architecture != "oln_mask",
+         "another one here; OLN-Mask is trained with train_net.py"),
+    ):  # fmt: skip
+        if not fits:
+            raise InputError(f"{name} is {value}; it has to be {allowed}")
+    device = _usable_device(device, world_size)
     if amp and device.type != "cuda":
         raise InputError(f"amp needs a GPU, but the device is {device}; leave it out")
-    if batch_size < 1 or batch_size % world_size:
-        raise InputError(f"batch_size {batch_size} cannot be shared by {world_size} processes")
-    if seed < 0:
-        raise InputError(f"seed is {seed}; it has to be 0 or more")
     if (val_json is None) != (val_images is None):
         raise InputError("val_json and val_images go together; give both or neither")
 
     path = os.path.join(output, "checkpoint.pth")
-    if os.path.exists(path) and not resume:
+    resumed = os.path.exists(path)
+    if resumed and not resume:
         raise InputError(
             f"{path}: exists; resume the run (--resume) or choose another output folder"
         )
+    if resumed:
+        weights = weights_backbone = None
     dataset = CocoImages(train_json, images, split, training=True)
     # Read now, so that mistakes in it show before the training.
     val_dataset = CocoImages(val_json, val_images, split, training=False) if val_json else None
     ground_truth = GroundTruth.load(val_json, split) if val_json else None
     iterations = max(round(epochs * len(dataset) / batch_size), 1)
-    lr = 0.02 * batch_size / 16 if lr is None else lr
 
     torch.manual_seed(seed)
     model = build_detector(**(config or {}), weights_backbone=weights_backbone)
@@ -117,27 +133,40 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=amp)
     # What a resumed run has to share with the run that it continues, to become the same.
     settings = {
-        "config": model.config, "images": len(dataset), "epochs": epochs, "batch_size": batch_size,
-        "lr": lr, "warmup": warmup, "amp": amp, "seed": seed,
+        "seen": sorted(seen_names(split)), "digest of the training data": dataset.digest(),
+        **model.config, "epochs": epochs, "batch_size": batch_size, "lr": lr, "warmup": warmup,
+        "amp": amp, "seed": seed, "number of processes": world_size,
     }  # fmt: skip
-    start = 0
-    if os.path.exists(path):
-        start = _restore(path, settings, model, optimizer, scaler)
+    start = _restore(path, settings, model, optimizer, scaler) if resumed else 0
+    if rank == 0:
+        _make_writable(output)
 
     if world_size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        starts = [None] * world_size
+        dist.all_gather_object(starts, start)
+        if len(set(starts)) > 1:
+            raise InputError(
+                f"{path}: is not the same file for all processes, which would start at iterations "
+                f"{starts}; put the output folder where all nodes share it"
+            )
     try:
         if rank == 0:
-            os.makedirs(output, exist_ok=True)
+            begin = f"resumed after {start}" if resumed else "from the start"
             print(
-                f"{len(dataset)} images, {iterations} iterations of {batch_size}, on {device}",
+                f"{len(dataset)} images, {iterations} iterations of {batch_size}, {begin}, on "
+                f"{device}",
                 flush=True,
             )
         sampler = TrainingBatches(
             len(dataset), batch_size, range(start, iterations), seed, rank, world_size
         )
-        loader = DataLoader(
-            dataset, batch_sampler=sampler, num_workers=workers, collate_fn=_collate
+        loader = load(
+            dataset,
+            workers,
+            batch_sampler=sampler,
+            collate_fn=_collate,
+            pin_memory=device.type == "cuda",
         )
         wrapped = model if world_size == 1 else nn.parallel.DistributedDataParallel(model)
         recent = deque(maxlen=SHOWN)
@@ -149,36 +178,45 @@ def train(
             torch.manual_seed(mix_seed(seed, 1 + rank, iteration))
             for group in optimizer.param_groups:
                 group["lr"] = lr * _lr_factor(iteration, iterations, warmup)
-            batch = [image.to(device) for image in batch]
+            batch = [image.to(device, non_blocking=True) for image in batch]
             targets = [{key: value.to(device) for key, value in t.items()} for t in targets]
             with torch.autocast(device.type, torch.float16, enabled=amp):
                 losses = wrapped(batch, targets)
             loss = sum(losses.values())
-            if not loss.isfinite():
+            # At once, since a GPU is waited for.
+            values = torch.stack([value.detach() for value in losses.values()]).tolist()
+            if not math.isfinite(sum(values)):
                 raise FloatingPointError(
-                    f"the loss is {loss.item()} at iteration {iteration}: training has diverged; "
-                    "lower the learning rate or lengthen the warm-up"
+                    f"The loss is {sum(values)} at iteration {iteration}: {DIVERGED}"
                 )
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            recent.append({name: value.item() for name, value in losses.items()})
-            bar.set_postfix(
-                {n: f"{np.mean([x[n] for x in recent]):.3f}" for n in losses}, refresh=False
-            )
+            recent.append(values)
+            means = np.mean(recent, axis=0)
+            bar.set_postfix({n: f"{x:.3f}" for n, x in zip(losses, means)}, refresh=False)
             done = iteration + 1
             if rank == 0 and (done % checkpoint_every == 0 or done == iterations):
+                if not all(parameter.isfinite().all() for parameter in model.parameters()):
+                    raise FloatingPointError(
+                        f"Weights are NaN or infinite after iteration {iteration}: {DIVERGED}"
+                    )
                 state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
                 save_checkpoint(model, path, iteration=done, settings=settings, **state)
         if rank == 0:
             save_checkpoint(model, os.path.join(output, "model_final.pth"))
-        if val_dataset is None:
-            return None
-        return evaluate(model, val_dataset, ground_truth, output, workers)
-    finally:
-        if world_size > 1:
-            dist.destroy_process_group()
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"{error}, in another output folder; {path}, if it is there, is good as weights to "
+            "start from"
+        ) from None
+    result = None
+    if val_dataset is not None:
+        result = evaluate(model, val_dataset, ground_truth, output, workers)
+    if world_size > 1:  # not after an error of one process: it might wait for the others for ever
+        dist.destroy_process_group()
+    return result
 
 
 def train_command(args):
@@ -187,7 +225,7 @@ def train_command(args):
     weights_backbone = None
     if args.scratch:
         config.update(norm="GN", trainable_backbone_layers=5, ltrb_init=0.5)
-    elif args.weights is None and not os.path.exists(os.path.join(args.output, "checkpoint.pth")):
+    elif args.weights is None:
         weights_backbone = "IMAGENET1K_V1"
     result = train(
         args.train_json,
@@ -264,16 +302,41 @@ def detect(model, dataset, indices, workers=0):
     """
     model.eval()
     device = next(model.parameters()).device
-    loader = DataLoader(
-        dataset, sampler=[(i, False) for i in indices], batch_size=None, num_workers=workers
-    )
-    for image, _ in loader:
+    sampler = [(i, False) for i in indices]
+    for image, _ in load(dataset, workers, sampler=sampler, batch_size=None):
         (found,) = model([image.to(device)])
         boxes = found["boxes"].double().cpu().numpy()
         yield (
             np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]),
             found["scores"].double().cpu().numpy(),
         )
+
+
+def _usable_device(device, world_size):
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and world_size > 1:
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device {name} cannot be used ({str(error).splitlines()[0]}); use cpu, or cuda with "
+            "one process for each GPU"
+        ) from None
+    return device
+
+
+def _make_writable(folder):
+    """Now, and not when the first checkpoint cannot be saved."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written to ({error.strerror}); choose another output folder"
+        ) from None
 
 
 def _collate(batch):
@@ -309,11 +372,12 @@ def _restore(path, settings, model, optimizer, scaler):
         raise InputError(
             f"{path}: is no checkpoint to resume from; give it as weights to start from"
         )
-    for name, value in settings.items():
-        if content["settings"][name] != value:
+    for name in {**settings, **content["settings"]}:
+        old, new = content["settings"].get(name), settings.get(name)
+        if old != new:
             raise InputError(
-                f"{path}: was trained with {name} {content['settings'][name]}, not {value}; resume "
-                "with the same settings, or choose another output folder"
+                f"{path}: was trained with {name} {old}, not {new}; resume with the same settings, "
+                "or choose another output folder"
             )
     load_checkpoint(model, path)
     optimizer.load_state_dict(content["optimizer"])
