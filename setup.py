@@ -34,9 +34,9 @@ setup(
         "msgspec>=0.18",
     ],
     extras_require={
-        "test": ["pytest>=7", "tensorboard", "av>=10", "onnx>=1.15", "onnxruntime>=1.17"],
+        "test": ["pytest>=7", "tensorboard", "av>=14.1", "onnx>=1.15", "onnxruntime>=1.17"],
         "export": ["onnx>=1.15", "onnxruntime>=1.17"],
-        "video": ["av>=10"],
+        "video": ["av>=14.1"],
         "benchmark": ["faster-coco-eval"],
     },
 )

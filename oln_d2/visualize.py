@@ -356,8 +356,8 @@ def picture_path(folder, name):
 
 
 def save_picture(picture, path):
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with write_whole(path) as temporary:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         picture.save(temporary, quality=90)
 
 

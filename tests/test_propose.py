@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from test_standalone import standalone_model
 from oln_d2.cli import main
 from oln_d2.data.images import open_image
 from oln_d2.errors import InputError
+from oln_d2.inference.inputs import find_sources, read_frames
 from oln_d2.standalone import save_checkpoint
 
 SETTINGS = {
@@ -188,6 +190,13 @@ def test_results_are_evaluated(weights, photos, tmp_path, capsys):
     assert ids == {70, 69, 68}
     assert propose(photos, *common) == 2  # images that the file does not have
     assert "4.png" in capsys.readouterr().err
+    noise(50, 60).save(photos / "more/0.png")
+    assert propose(*inputs, photos / "more/0.png", *common) == 2  # two images of one id
+    error = capsys.readouterr().err
+    assert str(photos / "0.png") in error and str(photos / "more/0.png") in error
+    common[3] = tmp_path / "part"  # more/1.png is 1.png in its own folder
+    assert propose(photos / "more/1.png", *common) == 0
+    assert {e["image_id"] for e in json.loads((tmp_path / "part/results.json").read_text())} == {69}
 
 
 def test_second_run_only_does_what_is_new(weights, photos, tmp_path, monkeypatch):
@@ -265,12 +274,14 @@ def test_unreadable_images_do_not_stop_the_run(weights, photos, tmp_path, capsys
     (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
     (photos / "broken.png").write_bytes(whole[:40] + bytes(200) + whole[240:])
     (photos / "empty.png").write_bytes(b"")
+    (photos / "link.png").symlink_to(tmp_path / "gone.png")
     run = [photos, "--weights", weights, "--output", tmp_path / "out", "--contact-sheet"]
     assert propose(*run) == 0
     told = capsys.readouterr().out
     listed = (tmp_path / "out/unreadable.txt").read_text()
     for name in "text.jpg", "cut.png", "broken.png", "empty.png":
         assert f"{photos / name}: cannot be read as an image" in told and name in listed
+    assert f"{photos / 'link.png'}: no such file" in told
     assert len(results(tmp_path / "out")) == len(SIZES)
     assert (tmp_path / "out/contact_sheet_001.jpg").stat().st_size > 1000
     assert propose(photos / "text.jpg", "--weights", weights, "--output", tmp_path / "none") == 1
@@ -280,6 +291,8 @@ def test_bad_input_is_one_sentence(weights, photos, tmp_path, capsys):
     """Nothing must start, and the message must name what is wrong."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("hello")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")  # as Latin-1 has it
     (tmp_path / "other.pth").write_bytes(b"not a checkpoint")
     torch.save({"model": {"fc.weight": torch.zeros(2, 2)}}, tmp_path / "fc.pth")
     out = ["--output", tmp_path / "out"]
@@ -296,6 +309,9 @@ def test_bad_input_is_one_sentence(weights, photos, tmp_path, capsys):
         ([photos, *good, "--score", 2], "--score 2.0"),
         ([photos, *good, "--nms", "nan"], "--nms nan"),
         ([photos, "--weights", weights, "--output", tmp_path / "text.txt"], "is a file"),
+        ([photos, "--weights", weights, "--output", tmp_path / "text.txt/out"], "Not a directory"),
+        ([photos, "--weights", weights, "--output", photos], "outside of"),
+        ([tmp_path / "old", *good], "not UTF-8"),
         ([photos, *good, "--gt", tmp_path / "no.json"], "no.json"),
         ([photos, *good, "--gt", tmp_path / "no.json", "--format", "csv"], "--format coco"),
     ]
@@ -458,6 +474,78 @@ def test_video(weights, tmp_path):
     before = (tmp_path / "out/journal.jsonl").read_bytes()
     assert propose(*run) == 0
     assert (tmp_path / "out/journal.jsonl").read_bytes() == before
+
+
+def test_videos_are_upright(tmp_path):
+    """Phones store turned videos with a note: boxes must be those of the video as it is played."""
+    import av
+
+    with av.open(str(tmp_path / "phone.mp4"), "w") as video:
+        stream = video.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = 128, 64
+        stream.set_display_rotation(-90)  # counterclockwise: to be turned clockwise
+        image = Image.new("RGB", (128, 64), "blue")
+        image.paste("red", (0, 0, 64, 64))
+        video.mux(stream.encode(av.VideoFrame.from_image(image)))
+        video.mux(stream.encode())
+    _, (source,) = find_sources([str(tmp_path / "phone.mp4")], str(tmp_path / "out"))
+    ((_, image),) = read_frames(source)
+    pixels = np.asarray(image).astype(int)
+    assert pixels.shape == (128, 64, 3)
+    assert pixels[:56, :, 0].min() > 200 and pixels[72:, :, 2].min() > 200
+
+
+def test_videos_that_are_not_whole(weights, tmp_path):
+    """What can be read of a video must be there, also as pictures, and the rest be told."""
+    import av
+
+    with av.open(str(tmp_path / "a.avi"), "w") as video:
+        stream = video.add_stream("png", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "rgb24"
+        for i in range(5):
+            video.mux(stream.encode(av.VideoFrame.from_image(noise(128, 96, seed=i))))
+        video.mux(stream.encode())
+    frames = (tmp_path / "a.avi").read_bytes().split(b"\x89PNG")
+    whole = b"\x89PNG".join(frames)
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
+    frames[4] = bytes(200) + frames[4][200:]
+    (tmp_path / "a.avi").write_bytes(b"\x89PNG".join(frames))
+    with wave.open(str(tmp_path / "sound.mp4"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", None))
+        sound.writeframes(bytes(8000))
+    run = [tmp_path / name for name in ("a.avi", "cut.avi", "sound.mp4")]
+    assert propose(*run, "--weights", weights, "--output", tmp_path / "out", "--draw") == 0
+    names = [f"a.avi/{i:06d}.jpg" for i in range(3)] + ["cut.avi/000000.jpg", "cut.avi/000001.jpg"]
+    assert list(results(tmp_path / "out")) == names
+    assert all((tmp_path / "out/pictures" / name).exists() for name in names)
+    told = (tmp_path / "out/unreadable.txt").read_text().splitlines()
+    assert len(told) == 3 and "a.avi: cannot be read as a video" in told[0]
+    assert "ends after 2 of 5 frames" in told[1] and "sound only" in told[2]
+
+
+def test_pictures_are_not_proposed_on(weights, photos):
+    """With the output beside the photos, the next run must not take its pictures for photos."""
+    run = [photos, f"{photos}/**/*.jpg", f"{photos}/*.png", "--weights", weights]
+    noise(60, 60).save(photos / "a.jpg")
+    for _ in range(2):
+        assert propose(*run, "--output", photos / "out", "--contact-sheet") == 0
+        assert len(results(photos / "out")) == len(SIZES) + 1
+
+
+def test_pictures_are_those_asked_for(weights, photos, tmp_path):
+    """Pictures must have as many boxes as the last command says, and none be of an image that broke."""
+    run = [photos, "--weights", weights, "--output", tmp_path / "out"]
+    picture = tmp_path / "out/pictures/0.png.jpg"
+    assert propose(*run, "--draw", 1) == 0
+    few = picture.read_bytes()
+    assert propose(*run, "--draw", 30) == 0
+    assert picture.read_bytes() != few
+    assert propose(*run, "--draw", 1) == 0
+    assert picture.read_bytes() == few
+    picture.unlink()
+    (photos / "0.png").write_text("broken by now")
+    assert propose(*run, "--draw", 1, "--contact-sheet") == 0
+    assert not picture.exists() and "0.png" in (tmp_path / "out/unreadable.txt").read_text()
 
 
 def test_globs_and_repeated_inputs(weights, photos, tmp_path):

@@ -38,7 +38,7 @@ def propose(args):
         InputError: arguments or files that cannot be used, before any work is lost.
     """
     _check(args)
-    root, sources = find_sources(args.inputs)
+    root, sources = find_sources(args.inputs, args.output)
     if any(source.is_video for source in sources):
         require_video()
     if args.format == "yolo":
@@ -47,12 +47,16 @@ def propose(args):
     model = load_model(args.weights, args.config_file, args.device)
     settings = {"model": model.identity, "root": root}
     settings |= {name: getattr(args, name) for name in ("top_k", "score", "nms", "every")}
-    os.makedirs(args.output, exist_ok=True)
+    try:
+        os.makedirs(args.output, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {args.output}: cannot be made ({error.strerror})") from None
     journal = Journal(os.path.join(args.output, "journal.jsonl"), settings)
-    names, failures = _run(model, sources, journal, args)
+    done, failures = _run(model, sources, journal, args)
+    names = [name for own in done.values() for name in own]
     _write(names, image_ids, journal, args)
     if names and (args.draw or args.contact_sheet):
-        _draw(sources, journal, args)
+        _draw(done, journal, args)
     print(f"Proposals for {len(names)} images are in {args.output}, images named relative to {root}")
     with write_whole(os.path.join(args.output, "unreadable.txt")) as temporary:
         Path(temporary).write_text("".join(f"{failure}\n" for failure in failures), encoding="utf-8")
@@ -93,20 +97,33 @@ def _label(name):
 
 
 def _image_ids(gt, sources):
-    """Image ids of a COCO file by the sources' names."""
+    """Image ids of a COCO file by the sources' names: its file_name is the end of a path."""
     ids = {image.get("file_name"): image["id"] for image in load_coco(gt)["images"]}
-    ret = {}
+    ret, first = {}, {}
     for source in sources:
-        known = [name for name in (source.name, os.path.basename(source.name)) if name in ids]
-        if not known:
+        parts = source.path.split(os.sep)
+        ends = ("/".join(parts[i:]) for i in range(len(parts)))  # the longest first
+        known = next((end for end in ends if end in ids), None)
+        if known is None:
             raise InputError(f"{source.path}: {gt} has no image of this file_name; leave it out")
-        ret[source.name] = ids[known[0]]
+        if first.setdefault(known, source) is not source:
+            raise InputError(
+                f"{first[known].path} and {source.path} would both be the image {known} of {gt}; "
+                "leave one out"
+            )
+        ret[source.name] = ids[known]
     return ret
 
 
 def _run(model, sources, journal, args):
-    """Propose on all that is not in the journal. Returns the frames' names, and what went wrong."""
-    names, failures, waiting = [], [], {}
+    """
+    Propose on all that is not in the journal.
+
+    Returns:
+        dict[Source, list[str]]: the names of the frames of each; none where it cannot be read.
+        list[str]: what went wrong.
+    """
+    done, failures, waiting = {}, [], {}
     progress = tqdm(desc="proposing", unit="image", disable=None)
     if not any(source.is_video for source in sources):
         progress.total = len(sources)
@@ -128,16 +145,13 @@ def _run(model, sources, journal, args):
         progress.update(len(batch))
 
     for source in sources:
-        stat = os.stat(source.path)
-        stamp = [stat.st_size, stat.st_mtime_ns]
-        if journal.has(source.name, stamp):  # of a video: the number of its frames
-            done = [source.name]
-            if source.is_video:
-                done = journal.read(source.name)["frames"]
-            names += done
-            progress.update(len(done))
+        stamp = _stamp(source.path)
+        if journal.has(source.name, stamp):  # of a video: the names of its frames
+            own = journal.read(source.name)["frames"] if source.is_video else [source.name]
+            done[source] = own
+            progress.update(len(own))
             continue
-        own, broken = [], False
+        own, broken = done.setdefault(source, []), False
         for name, image in read_frames(source, args.every):
             if isinstance(image, InputError):
                 failures.append(str(image))
@@ -154,7 +168,6 @@ def _run(model, sources, journal, args):
                 finish(shape)
             elif sum(map(len, waiting.values())) >= WAITING * args.batch_size:
                 finish(max(waiting, key=lambda key: len(waiting[key])))
-        names += own
         if source.is_video and not broken:
             for shape in list(waiting):
                 finish(shape)
@@ -162,7 +175,16 @@ def _run(model, sources, journal, args):
     for shape in list(waiting):
         finish(shape)
     progress.close()
-    return names, failures
+    return done, failures
+
+
+def _stamp(path):
+    """Differs where the file may; None of one that is not there, as a link may be."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _selected(detections, args):
@@ -234,8 +256,8 @@ def _write(names, image_ids, journal, args):
             low, high = np.hsplit(entry["boxes"] / size, [2])[:2]
             rows = np.hstack([(low + high) / 2, high - low, entry["scores"][:, None]])
             path = os.path.join(args.output, "labels", _label(name))
-            os.makedirs(os.path.dirname(path), exist_ok=True)
             with write_whole(path) as temporary:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
                 lines = ["0 " + " ".join(f"{v:.6g}" for v in row) for row in rows.tolist()]
                 Path(temporary).write_text("".join(f"{line}\n" for line in lines))
 
@@ -244,23 +266,27 @@ def _picture(output, name):
     return picture_path(os.path.join(output, "pictures"), name)
 
 
-def _draw(sources, journal, args):
+def _draw(done, journal, args):
     """Pictures of all images that have none yet, and sheets of all."""
-    paths = {}
-    for source in tqdm(sources, desc="drawing", unit="file", disable=None):
-        names = [source.name]
-        if source.is_video and source.name in journal.places:
-            names = journal.read(source.name)["frames"]
-        names = [name for name in names if name in journal.places]
-        paths |= {name: _picture(args.output, name) for name in names}
-        if all(os.path.exists(paths[name]) for name in names):
-            continue
-        for name, image in read_frames(source, args.every):
-            if name not in paths or os.path.exists(paths[name]):
+    number = args.draw or DRAWN
+    paths = {name: _picture(args.output, name) for own in done.values() for name in own}
+    drawn = os.path.join(args.output, "pictures", "boxes.txt")  # how many there are on pictures
+    if not os.path.exists(drawn) or Path(drawn).read_text() != str(number):
+        for path in paths.values():
+            Path(path).unlink(missing_ok=True)
+        with write_whole(drawn) as temporary:
+            os.makedirs(os.path.dirname(drawn), exist_ok=True)
+            Path(temporary).write_text(str(number))
+    for source, own in tqdm(done.items(), desc="drawing", unit="file", disable=None):
+        missing = {name for name in own if not os.path.exists(paths[name])}
+        for name, image in read_frames(source, args.every) if missing else ():
+            if name not in missing:
                 continue
+            if isinstance(image, InputError):
+                raise image  # it could be read when the run began
             entry = _load(journal, name)
             found = {
-                key: entry[key][: args.draw or DRAWN]
+                key: entry[key][:number]
                 for key in ("boxes", "scores", *QUALITIES, "masks")
                 if key in entry
             }

@@ -23,10 +23,11 @@ class Source(NamedTuple):
         return os.path.splitext(self.path)[1].lower() in VIDEOS
 
 
-def find_sources(patterns):
+def find_sources(patterns, output):
     """
     Args:
         patterns (list[str]): image files, videos, folders (with all below them) and globs.
+        output (str): a folder of which nothing is taken, as it will hold pictures of proposals.
 
     Returns:
         str, list[Source]: the folder that all are in, and each once, in the order of `patterns`,
@@ -34,7 +35,8 @@ def find_sources(patterns):
         format or a video; what is named itself is taken whatever its ending.
 
     Raises:
-        InputError: a pattern that nothing matches, or a folder without images.
+        InputError: a pattern that nothing matches, a folder without images, or a file name that
+            cannot be written to other files.
     """
     endings = VIDEOS | set(Image.registered_extensions()) - {".pdf", ".mpg", ".mpeg"}
     paths = []
@@ -56,9 +58,16 @@ def find_sources(patterns):
             if not inside and match == pattern:
                 raise InputError(f"{match}: no image or video is in this folder")
             paths += sorted(inside)
-    if not paths:
-        raise InputError(f"{', '.join(patterns)}: there is no image or video")
+    inside = os.path.join(os.path.abspath(output), "")
     paths = list(dict.fromkeys(map(os.path.abspath, paths)))
+    paths = [path for path in paths if not path.startswith(inside)]
+    if not paths:
+        raise InputError(f"{', '.join(patterns)}: there is no image or video outside of {output}")
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{path!a}: has a name that is not UTF-8; rename it") from None
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     return root, [Source(path, os.path.relpath(path, root).replace(os.sep, "/")) for path in paths]
 
@@ -77,7 +86,7 @@ def read_frames(source, every=1):
         every (int): of a video, take one of so many frames.
 
     Yields:
-        Frame
+        Frame: upright.
     """
     if not source.is_video:
         try:
@@ -89,13 +98,22 @@ def read_frames(source, every=1):
 
     try:
         with av.open(source.path) as video:
+            if not video.streams.video:
+                raise ValueError("it has sound only")
             stream = video.streams.video[0]
             stream.thread_type = "AUTO"
+            number = -1
             for number, frame in enumerate(video.decode(stream)):
                 if number % every == 0:
-                    yield Frame(f"{source.name}/{number:06d}.jpg", frame.to_image())
-    except (av.FFmpegError, IndexError, OSError) as error:
-        reason = f"{source.path}: cannot be read as a video ({error}); fetch it again"
+                    image = frame.to_image()
+                    if frame.rotation:  # counterclockwise, as Pillow's
+                        image = image.rotate(frame.rotation, expand=True)
+                    yield Frame(f"{source.name}/{number:06d}.jpg", image)
+            if number + 1 < 0.9 * stream.frames:  # a header may be a little wrong, or tell 0
+                raise ValueError(f"it ends after {number + 1} of {stream.frames} frames")
+    except (av.FFmpegError, ValueError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        reason = f"{source.path}: cannot be read as a video ({reason}); fetch it again"
         yield Frame(source.name, InputError(reason))
 
 

@@ -153,8 +153,9 @@ def load_detector(path):
     content = _read_own(path)
     if "config" not in content:
         raise InputError(
-            f"{path}: does not tell how its model is built; if Detectron2 trained it, build the "
-            "model yourself, e.g. oln_box_resnet50_fpn(checkpoint=...)"
+            f"{path}: does not tell how its model is built; if Detectron2 trained it, "
+            "`propose` wants its --config-file; or build the model yourself, e.g. "
+            "oln_box_resnet50_fpn(checkpoint=...)"
         )
     model = build_detector(**content["config"])
     _load_parameters(model, content["model"], path)
