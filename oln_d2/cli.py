@@ -111,7 +111,9 @@ def add_quickstart(commands):
     parser.add_argument(
         "--control", action="store_true", help="leave the novel objects out of the training images"
     )
-    parser.add_argument("--images", type=int, default=200, metavar="N", help="to train on, default 200")
+    parser.add_argument(
+        "--images", type=int, default=200, metavar="N", help="to train on, default 200"
+    )
     parser.add_argument("--epochs", type=float, default=5.0, metavar="N", help="default 5")
 
     def run(args):
@@ -138,38 +140,52 @@ def add_train(commands):
         epilog=TRAIN_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--train-json", required=True, metavar="FILE", help="annotations, COCO format")
+    parser.add_argument(
+        "--train-json", required=True, metavar="FILE", help="annotations, COCO format"
+    )
     parser.add_argument("--images", required=True, metavar="DIR", help="the folder of their images")
     seen = parser.add_mutually_exclusive_group(required=True)
-    seen.add_argument(
-        "--split", choices=list(SPLITS), metavar="SPLIT", help=SPLIT_HELP
-    )
+    seen.add_argument("--split", choices=list(SPLITS), metavar="SPLIT", help=SPLIT_HELP)
     seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
-    parser.add_argument("--val-json", metavar="FILE", help="evaluate on these annotations in the end")
+    parser.add_argument(
+        "--val-json", metavar="FILE", help="evaluate on these annotations in the end"
+    )
     parser.add_argument("--val-images", metavar="DIR", help="the folder of their images")
-    parser.add_argument("--output", default="output/train", metavar="DIR", help="default output/train")
-    parser.add_argument("--depth", type=int, default=50, help="of the ResNet: 10, 18, 34, 50 or 101")
+    parser.add_argument(
+        "--output", default="output/train", metavar="DIR", help="default output/train"
+    )
+    parser.add_argument(
+        "--depth", type=int, default=50, help="of the ResNet: 10, 18, 34, 50 or 101"
+    )
     parser.add_argument(
         "--scratch", action="store_true",
         help="no ImageNet weights are fetched; the whole model learns, with group norm",
     )  # fmt: skip
-    parser.add_argument("--weights", metavar="FILE", help="start from this checkpoint of either runtime")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="start from this checkpoint of either runtime"
+    )
     parser.add_argument(
         "--min-size", type=int, nargs="+", default=[800], metavar="PX",
         help="length of the shorter image side; of several, training draws one, the last is for testing",
     )  # fmt: skip
-    parser.add_argument("--max-size", type=int, default=1333, metavar="PX", help="of the longer side")
+    parser.add_argument(
+        "--max-size", type=int, default=1333, metavar="PX", help="of the longer side"
+    )
     parser.add_argument("--epochs", type=float, default=8, metavar="N", help="default 8")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="of all processes")
     parser.add_argument("--lr", type=float, help="default 0.02 for 16 images, in proportion")
-    parser.add_argument("--warmup", type=int, default=500, metavar="N", help="iterations, default 500")
+    parser.add_argument(
+        "--warmup", type=int, default=500, metavar="N", help="iterations, default 500"
+    )
     parser.add_argument("--amp", action="store_true", help="half precision, on a GPU")
     parser.add_argument("--device", help="default cuda if there is one, else cpu")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="that load images")
     parser.add_argument("--checkpoint-every", type=int, default=500, metavar="N", help="iterations")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint in --output, if there is one"
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint in --output, if there is one",
     )
 
     def run(args):
@@ -230,7 +246,9 @@ def add_propose(commands):
         epilog=PROPOSE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="images, folders, globs or videos")
+    parser.add_argument(
+        "inputs", metavar="INPUT", nargs="+", help="images, folders, globs or videos"
+    )
     parser.add_argument(
         "--weights", required=True, metavar="FILE",
         help="a checkpoint of `train`, `quickstart` or `convert`, an exported .onnx; or, with "
@@ -324,9 +342,7 @@ def add_evaluate(commands):
     parser.add_argument("gt", metavar="GT", help="ground truth in COCO format, with `area`")
     parser.add_argument("results", metavar="RESULTS", nargs="+", help="detections in COCO format")
     seen = parser.add_mutually_exclusive_group(required=True)
-    seen.add_argument(
-        "--split", choices=list(SPLITS), metavar="SPLIT", help=SPLIT_HELP
-    )
+    seen.add_argument("--split", choices=list(SPLITS), metavar="SPLIT", help=SPLIT_HELP)
     seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
     parser.add_argument(
         "--protocol", choices=["xclass", "filtered", "both"], default="xclass", help="see below"
@@ -374,7 +390,9 @@ def add_visualize(commands):
         epilog=VISUALIZE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("gt", metavar="GT", help="ground truth in COCO format, or images.json of `propose`")
+    parser.add_argument(
+        "gt", metavar="GT", help="ground truth in COCO format, or images.json of `propose`"
+    )
     parser.add_argument("results", metavar="RESULTS", help="detections in COCO format")
     parser.add_argument("--images", required=True, metavar="DIR", help="where the images are")
     parser.add_argument("--output", required=True, metavar="DIR", help="where the pictures go")
@@ -382,11 +400,17 @@ def add_visualize(commands):
     seen.add_argument("--split", choices=list(SPLITS), metavar="SPLIT", help=SPLIT_HELP)
     seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
     parser.add_argument(
-        "--top-k", type=int, default=10, metavar="K", help="draw the K best of an image (default 10)"
+        "--top-k",
+        type=int,
+        default=10,
+        metavar="K",
+        help="draw the K best of an image (default 10)",
     )
     parser.add_argument("--num-images", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--masks", action="store_true", help="also tint the masks of the 10 best")
-    parser.add_argument("--html", action="store_true", help="also a page that tells scores on hover")
+    parser.add_argument(
+        "--html", action="store_true", help="also a page that tells scores on hover"
+    )
 
     def run(args):
         from oln_d2.visualize import visualize

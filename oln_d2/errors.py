@@ -8,7 +8,9 @@ class InputError(ValueError):
     """
 
 
-DETECTRON2_INSTALL = "python -m pip install 'git+https://github.com/facebookresearch/detectron2.git'"
+DETECTRON2_INSTALL = (
+    "python -m pip install 'git+https://github.com/facebookresearch/detectron2.git'"
+)
 
 
 def require_detectron2(what):

@@ -35,7 +35,9 @@ def encode_ltrb(anchors, boxes):
     """
     centers = (anchors[..., :2] + anchors[..., 2:]) / 2
     sizes = anchors[..., 2:] - anchors[..., :2]
-    return torch.cat([(centers - boxes[..., :2]) / sizes, (boxes[..., 2:] - centers) / sizes], dim=-1)
+    return torch.cat(
+        [(centers - boxes[..., :2]) / sizes, (boxes[..., 2:] - centers) / sizes], dim=-1
+    )
 
 
 def decode_ltrb(anchors, ltrb):

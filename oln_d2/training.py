@@ -25,6 +25,7 @@ from oln_d2.files import write_whole  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
+
 class BestCheckpointer(hooks.BestCheckpointer):
     """
     Detectron2's hook forgets the best metric when a run is resumed and then overwrites the best
@@ -119,7 +120,11 @@ class Trainer(DefaultTrainer):
         """
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             if name not in DatasetCatalog.list():
-                ours = [x for x in DatasetCatalog.list() if "seen_names" in MetadataCatalog.get(x).as_dict()]
+                ours = [
+                    x
+                    for x in DatasetCatalog.list()
+                    if "seen_names" in MetadataCatalog.get(x).as_dict()
+                ]
                 raise InputError(
                     f"DATASETS: no data set is registered as {name!r}; register it with "
                     f"oln_d2.register_open_world_coco, or use one of {', '.join(ours)}"
@@ -152,7 +157,9 @@ class Trainer(DefaultTrainer):
         cfg = self.cfg
         task = "box_unseen" if "xclass" in cfg.TEST.OPEN_WORLD_PROTOCOLS else "box_unseen_filtered"
         metric = f"{task}/AR@100"
-        if len(cfg.DATASETS.TEST) > 1:  # the trainer then puts the data set's name before each metric
+        if (
+            len(cfg.DATASETS.TEST) > 1
+        ):  # the trainer then puts the data set's name before each metric
             metric = f"{cfg.DATASETS.TEST[0]}/{metric}"
         if comm.is_main_process() and cfg.TEST.EVAL_PERIOD > 0:
             # After the evaluation, before the writer.

@@ -206,7 +206,9 @@ def _label(draw, box, text, color, font, used, size, below=False):
     x1, y1, x2, y2 = box
     places = [(x1, y1 - h), (x1, y1), (x2 - w, y1), (x1, y2 - h), (x2 - w, y2 - h), (x1, y2)]
     for x, y in places[3:] + places[:3] if below else places:
-        x, y = (int(np.clip(v, 0, max(limit, 0))) for v, limit in ((x, size[0] - w), (y, size[1] - h)))
+        x, y = (
+            int(np.clip(v, 0, max(limit, 0))) for v, limit in ((x, size[0] - w), (y, size[1] - h))
+        )
         if all(x >= c or x + w <= a or y >= d or y + h <= b for a, b, c, d in used):
             used.append((x, y, x + w, y + h))
             draw.rectangle((x, y, x + w, y + h), fill=color)
@@ -220,7 +222,9 @@ def _fill(picture, masks, colors, order):
     """Tint the masks of the best boxes."""
     pixels = np.asarray(picture).astype(np.float32)
     for i in order[::-1]:
-        mask = Image.fromarray(mask_utils.decode(masks[i])).resize(picture.size) if masks[i] else None
+        mask = (
+            Image.fromarray(mask_utils.decode(masks[i])).resize(picture.size) if masks[i] else None
+        )
         if mask is not None:
             inside = np.asarray(mask) > 0
             pixels[inside] = 0.6 * pixels[inside] + 0.4 * np.array(colors[i])
@@ -352,7 +356,9 @@ def _read_qualities(path):
 def picture_path(folder, name):
     """Where the picture of the image `name` goes: under the same name, as JPEG."""
     is_jpeg = name.lower().endswith((".jpg", ".jpeg"))
-    return os.path.join(folder, os.path.normpath(os.path.join("/", name))[1:] + ("" if is_jpeg else ".jpg"))
+    return os.path.join(
+        folder, os.path.normpath(os.path.join("/", name))[1:] + ("" if is_jpeg else ".jpg")
+    )
 
 
 def save_picture(picture, path):

@@ -29,7 +29,9 @@ def pytest_configure(config):
 def first_n(monkeypatch):
     """Random samples take the first n candidates, as they did when the golden values were made."""
     randperm = torch.arange
-    monkeypatch.setattr(torch, "randperm", lambda n, **kwargs: randperm(n, device=kwargs.get("device")))
+    monkeypatch.setattr(
+        torch, "randperm", lambda n, **kwargs: randperm(n, device=kwargs.get("device"))
+    )
 
 
 def make_coco(root, num_train=6, num_val=5, seed=0):
@@ -63,13 +65,17 @@ def make_coco(root, num_train=6, num_val=5, seed=0):
                         "category_id": ids[name],
                         "bbox": [int(x), int(y), int(w), int(h)],
                         "area": int(w * h),
-                        "segmentation": [[int(v) for v in (x, y, x + w, y, x + w, y + h, x, y + h)]],
+                        "segmentation": [
+                            [int(v) for v in (x, y, x + w, y, x + w, y + h, x, y + h)]
+                        ],
                         "iscrowd": int(image_id == 2 and name == "person"),
                     }
                 )
             file_name = f"{image_id:012d}.jpg"
             Image.fromarray(pixels.astype(np.uint8)).save(folder / file_name)
-            images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+            images.append(
+                {"id": image_id, "file_name": file_name, "height": height, "width": width}
+            )
         content = {"images": images, "annotations": annotations, "categories": categories}
         json_file = Path(root, "coco", "annotations", f"instances_{part}2017.json")
         json_file.parent.mkdir(exist_ok=True)

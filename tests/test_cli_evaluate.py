@@ -235,6 +235,10 @@ def test_benchmark(files):
         *"benchmark evaluator gt.json --split c1,c2,c3 --dets 40 --reference-images 3".split()
     )
     assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith(("pycocotools", "faster-coco-eval, "))]
+    rows = [
+        line
+        for line in done.stdout.splitlines()
+        if line.startswith(("pycocotools", "faster-coco-eval, "))
+    ]
     assert len(rows) >= 2
     assert all(float(row.split()[-1]) < 1e-12 for row in rows)

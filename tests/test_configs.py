@@ -143,7 +143,9 @@ def test_batch_does_not_change_detections():
     for a, b in zip(together, alone):
         assert len(a) == len(b) > 100
         torch.testing.assert_close(a.scores, b.scores, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(a.pred_boxes.tensor[0], b.pred_boxes.tensor[0], rtol=0, atol=0.01)
+        torch.testing.assert_close(
+            a.pred_boxes.tensor[0], b.pred_boxes.tensor[0], rtol=0, atol=0.01
+        )
 
 
 def test_published_schedule():

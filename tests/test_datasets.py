@@ -30,7 +30,9 @@ def paths(root, part):
 def test_splits_are_the_papers():
     """20 seen categories of PASCAL VOC, under COCO's names; any other list gives other numbers."""
     assert len(set(SPLITS["voc"])) == 20
-    assert {"tv", "couch", "airplane", "motorcycle", "dining table", "potted plant"} < set(SPLITS["voc"])
+    assert {"tv", "couch", "airplane", "motorcycle", "dining table", "potted plant"} < set(
+        SPLITS["voc"]
+    )
     assert SPLITS["person"] == ("person",)
 
 
@@ -169,9 +171,15 @@ def test_ground_truth_is_checked(coco):
         (lambda c: c["images"].append(c["images"][0]), r"images\[5\].*id 1 occurs twice"),
         (lambda c: c["annotations"][4].update(image_id=99), r"annotations\[4\].*image_id 99"),
         (lambda c: c["annotations"][4].update(category_id=99), r"annotations\[4\].*category_id 99"),
-        (lambda c: c["annotations"][4].update(bbox=[1, 2, 3]), r"annotations\[4\].*bbox \[1, 2, 3\]"),
+        (
+            lambda c: c["annotations"][4].update(bbox=[1, 2, 3]),
+            r"annotations\[4\].*bbox \[1, 2, 3\]",
+        ),
         (lambda c: c["annotations"][4].update(bbox=[1, 2, -3, 4]), r"annotations\[4\].*bbox"),
-        (lambda c: c["annotations"][4].update(bbox=[1, 2, float("nan"), 4]), r"annotations\[4\].*bbox"),
+        (
+            lambda c: c["annotations"][4].update(bbox=[1, 2, float("nan"), 4]),
+            r"annotations\[4\].*bbox",
+        ),
         (lambda c: c["categories"][0].pop("name"), "id 1 has no 'name'"),
     ]
     for spoil, message in broken:

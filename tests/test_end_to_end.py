@@ -25,7 +25,9 @@ def public_state_dict():
     """The seeded weights of the golden model under the public names."""
     seeded = seeded_weights()
     info = json.loads((GOLDEN / "e2e_r18_small.json").read_text())
-    arrays = seeded.state(json.loads((GOLDEN / "e2e_r18_small_shapes.json").read_text()), info["seed"])
+    arrays = seeded.state(
+        json.loads((GOLDEN / "e2e_r18_small_shapes.json").read_text()), info["seed"]
+    )
     assert seeded.digest(arrays) == info["weights_sha256"]
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -103,7 +105,9 @@ def test_proposals_and_detections_match_public_code(model, features, golden):
     for key, scale in (("dets", None), ("dets_rescaled", golden["scale_factor"])):
         expected = golden[key]
         expected = expected[(expected[:, 2:4] > expected[:, :2]).all(dim=1)]
-        boxes = detections.pred_boxes.tensor if scale is None else detections.pred_boxes.tensor / scale
+        boxes = (
+            detections.pred_boxes.tensor if scale is None else detections.pred_boxes.tensor / scale
+        )
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         assert has_area.sum() == len(expected)
         match(boxes[has_area], detections.scores[has_area], expected)
@@ -140,7 +144,7 @@ def test_training_losses_and_gradients_match_public_code(model, golden, first_n)
             order = torch.cdist(theirs[:, :4], proposals.proposal_boxes.tensor).argmin(dim=1)
             both = add_ground_truth_to_proposals([gt], [proposals[order]])[0]
             model.roi_heads.proposal_append_gt = False
-            both = Instances.cat([both[-len(gt):], both[:-len(gt)]])
+            both = Instances.cat([both[-len(gt) :], both[: -len(gt)]])
             losses.update(model.roi_heads(images, features, [both], [gt])[1])
             sum(losses.values()).backward()
     finally:
@@ -158,11 +162,15 @@ def test_training_losses_and_gradients_match_public_code(model, golden, first_n)
     close(sum(losses.values()).detach(), golden["train_total"], rtol=1e-4)
 
     norms = json.loads((GOLDEN / "e2e_r18_small.json").read_text())["grad_norms"]
-    renamed, _ = convert_public_state_dict({name: torch.full((4,), norm) for name, norm in norms.items()})
+    renamed, _ = convert_public_state_dict(
+        {name: torch.full((4,), norm) for name, norm in norms.items()}
+    )
     parameters = dict(model.named_parameters())
     compared = 0
     for name, norm in renamed.items():
-        if name in parameters:  # Detectron2's frozen batch norm has no parameters, the public one has
+        if (
+            name in parameters
+        ):  # Detectron2's frozen batch norm has no parameters, the public one has
             grad = parameters[name].grad
             close(0.0 * norm[0] if grad is None else grad.norm(), norm[0], rtol=1e-3, atol=1e-5)
             compared += 1

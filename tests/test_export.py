@@ -92,7 +92,9 @@ def test_torchscript_needs_torch_and_torchvision_only(exported, tmp_path):
         "torch.save((found, extra['oln_d2']), sys.argv[3])\n"
     )
     files = exported / "model.pt", tmp_path / "pixels.pt", tmp_path / "found.pt"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code, *map(str, files)], check=True, cwd=tmp_path)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, files)], check=True, cwd=tmp_path
+    )
     found, settings = torch.load(files[2])
     assert json.loads(settings) == {"min_size": 160, "max_size": 260}
     assert_same(dict(zip(["boxes", "scores", "objectness", "box_scores"], found)), expected, 200)

@@ -42,7 +42,9 @@ def test_coding_round_trip():
 
 def test_decoding_is_linear():
     """A clamp or ReLU on the distances would stop gradients that the public model trains with."""
-    box = decode_ltrb(torch.tensor([[0.0, 0.0, 10.0, 20.0]]), torch.tensor([[-1.0, 2.0, -3.0, 4.0]]))
+    box = decode_ltrb(
+        torch.tensor([[0.0, 0.0, 10.0, 20.0]]), torch.tensor([[-1.0, 2.0, -3.0, 4.0]])
+    )
     close(box, torch.tensor([[15.0, -30.0, -25.0, 90.0]]))
 
 
@@ -53,7 +55,9 @@ def test_centerness_matches_public_code(golden):
 
 def test_centerness_values():
     """1 in the middle, 0 on a side, outside, and diagonally outside, where two negatives meet."""
-    anchors = torch.tensor([[4.0, 4, 6, 6], [-1, 4, 1, 6], [-4, 4, -2, 6], [-4, -4, -2, -2], [2, 4, 3, 6]])
+    anchors = torch.tensor(
+        [[4.0, 4, 6, 6], [-1, 4, 1, 6], [-4, 4, -2, 6], [-4, -4, -2, -2], [2, 4, 3, 6]]
+    )
     boxes = torch.tensor([[0.0, 0, 10, 10]]).expand(5, 4)
     expected = torch.tensor([1.0, 0, 0, 0, (2.5 / 7.5) ** 0.5])
     close(centerness(anchors, boxes), expected)
@@ -99,7 +103,11 @@ def test_losses_of_nothing_keep_a_gradient_path():
 
 def test_fused_score_is_geometric_mean():
     """The ranking of detections rests on it."""
-    a, b, c = torch.tensor([0.2, 1.0, 0.0]), torch.tensor([0.8, 0.5, 0.9]), torch.tensor([0.5, 0.5, 1])
+    a, b, c = (
+        torch.tensor([0.2, 1.0, 0.0]),
+        torch.tensor([0.8, 0.5, 0.9]),
+        torch.tensor([0.5, 0.5, 1]),
+    )
     close(fuse_scores(a, b), (a * b).sqrt())
     close(fuse_scores(a, b, c), (a * b * c) ** (1 / 3))
 

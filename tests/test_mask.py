@@ -82,8 +82,13 @@ def build(*opts):
     cfg.merge_from_list(list(opts))
     torch.manual_seed(0)
     model = build_model(cfg)
-    for predictor in (model.roi_heads.mask_head.score.predictor, model.roi_heads.mask_head.predictor):
-        torch.nn.init.normal_(predictor.weight, std=0.5)  # as after training: masks and scores differ
+    for predictor in (
+        model.roi_heads.mask_head.score.predictor,
+        model.roi_heads.mask_head.predictor,
+    ):
+        torch.nn.init.normal_(
+            predictor.weight, std=0.5
+        )  # as after training: masks and scores differ
     return model
 
 

@@ -30,8 +30,12 @@ SIZES = [(120, 90), (90, 120), (64, 200), (120, 90), (300, 30), (91, 121)]  # wi
 
 
 def noise(width, height, seed=0):
-    pixels = np.random.RandomState(seed).randint(0, 256, (max(height // 8, 1), max(width // 8, 1), 3))
-    return Image.fromarray(pixels.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    pixels = np.random.RandomState(seed).randint(
+        0, 256, (max(height // 8, 1), max(width // 8, 1), 3)
+    )
+    return Image.fromarray(pixels.astype(np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +184,9 @@ def test_results_are_evaluated(weights, photos, tmp_path, capsys):
         )
     categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     gt = tmp_path / "gt.json"
-    gt.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    gt.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
     inputs = [photos / image["file_name"] for image in images]
     common = ["--weights", weights, "--output", tmp_path / "out", "--gt", gt]
     assert propose(*inputs, *common) == 0
@@ -253,7 +259,9 @@ def test_killed_run_goes_on(weights, tmp_path):
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     journal = tmp_path / "killed/journal.jsonl"
-    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 5):
+    while process.poll() is None and not (
+        journal.exists() and journal.read_bytes().count(b"\n") > 5
+    ):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -342,7 +350,9 @@ def test_full_disk(weights, photos, tmp_path):
     assert len(lines) > 2
     assert main(list(map(str, run))) == 0
     assert len(results(tmp_path / "out")) == len(SIZES)
-    assert (tmp_path / "out/journal.jsonl").read_bytes().split(b"\n")[: len(lines) - 1] == lines[:-1]
+    assert (tmp_path / "out/journal.jsonl").read_bytes().split(b"\n")[: len(lines) - 1] == lines[
+        :-1
+    ]
 
 
 def test_images_of_every_kind(tmp_path):
@@ -383,14 +393,20 @@ def test_images_that_are_refused(tmp_path):
     Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "nan.tif")
     Image.fromarray(np.full((4, 4), 200, np.float32)).save(tmp_path / "high.tif")
     Image.new("1", (20000, 9000)).save(tmp_path / "huge.png")
-    for name, reason in ("nan", "not finite"), ("high", "expected 0 to 1"), ("huge", "million pixels"):
+    for name, reason in (
+        ("nan", "not finite"),
+        ("high", "expected 0 to 1"),
+        ("huge", "million pixels"),
+    ):
         (path,) = tmp_path.glob(f"{name}.*")
         with pytest.raises(InputError, match=reason) as error:
             open_image(str(path))
         assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("runtime", ["standalone", pytest.param("detectron2", marks=NEEDS_DETECTRON2)])
+@pytest.mark.parametrize(
+    "runtime", ["standalone", pytest.param("detectron2", marks=NEEDS_DETECTRON2)]
+)
 def test_extreme_sizes(weights, tmp_path, runtime):
     """A single pixel and a very wide panorama must give boxes inside of them, or none."""
     Image.new("RGB", (1, 1), "red").save(tmp_path / "dot.png")

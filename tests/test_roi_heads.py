@@ -165,7 +165,9 @@ def test_deltas_are_clamped_as_in_detectron2():
     assert shrinks.sum() == 1
     close(boxes.tensor[~shrinks], golden["delta_decoded"][~shrinks], rtol=1e-5, atol=1e-4)
     height = boxes.tensor[shrinks, 3] - boxes.tensor[shrinks, 1]
-    assert height < 0.01 < (golden["delta_decoded"][shrinks, 3] - golden["delta_decoded"][shrinks, 1])
+    assert (
+        height < 0.01 < (golden["delta_decoded"][shrinks, 3] - golden["delta_decoded"][shrinks, 1])
+    )
 
 
 def test_no_image_has_objects():
@@ -195,9 +197,7 @@ def test_score_target_centerness(first_n):
     case = Case("roi_one", build_roi_heads(BOX_SCORE_TARGET="centerness"))
     rois, _, (scores, _), losses, storage = training_losses(case)
     positive = rois[0].gt_classes == 0
-    target = centerness(
-        rois[0].proposal_boxes.tensor[positive], rois[0].gt_boxes.tensor[positive]
-    )
+    target = centerness(rois[0].proposal_boxes.tensor[positive], rois[0].gt_boxes.tensor[positive])
     close(
         losses["loss_box_score"],
         (scores[positive, 0].sigmoid() - target).abs().sum() / len(rois[0]),

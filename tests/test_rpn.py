@@ -99,7 +99,9 @@ def test_samples_and_targets_match_public_code(name, first_n):
             expected = {part: case.golden.get(f"img{i}_{sample}_{part}") for part in ("pos", "neg")}
             positive = (labels[i][row] == 1).nonzero().squeeze(1)
             assert torch.equal(positive, expected["pos"].sort().values)
-            assert torch.equal((labels[i][row] == 0).nonzero().squeeze(1), expected["neg"].sort().values)
+            assert torch.equal(
+                (labels[i][row] == 0).nonzero().squeeze(1), expected["neg"].sort().values
+            )
             if len(positive) > 0:
                 tblr = case.golden[f"img{i}_{sample}_pos_tblr"]
                 order = expected["pos"].argsort()
@@ -152,7 +154,8 @@ def test_proposals_match_public_code(name):
         keep = (expected[:, 2:4] > expected[:, :2]).all(dim=1)
         assert len(proposals_i) == keep.sum()
         actual = torch.cat(
-            [proposals_i.proposal_boxes.tensor, proposals_i.objectness_logits.sigmoid()[:, None]], dim=1
+            [proposals_i.proposal_boxes.tensor, proposals_i.objectness_logits.sigmoid()[:, None]],
+            dim=1,
         )
         assert (actual[:-1, 4] >= actual[1:, 4]).all()
         close(sort_rows(actual), sort_rows(expected[keep]), atol=1e-4)

@@ -21,7 +21,16 @@ SMALL = (
 
 
 def command(output, settings, options, recipe):
-    line = [sys.executable, "-W", "ignore", "train_net.py", "--config-file", recipe, *options, *SMALL]
+    line = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "train_net.py",
+        "--config-file",
+        recipe,
+        *options,
+        *SMALL,
+    ]
     return [str(word) for word in [*line, "OUTPUT_DIR", output, *settings]]
 
 
@@ -63,7 +72,13 @@ def test_training(trained):
     output, log = trained
     lines = metrics(output)
     names = set().union(*lines)
-    for name in ("loss_rpn_obj", "loss_rpn_loc", "loss_box_reg", "loss_box_score", "rpn/proposal_recall"):
+    for name in (
+        "loss_rpn_obj",
+        "loss_rpn_loc",
+        "loss_box_reg",
+        "loss_box_score",
+        "rpn/proposal_recall",
+    ):
         assert name in names
     for name in ("rpn/centerness_target", "rpn/centerness_pred", "roi_head/iou_target"):
         assert name in names
@@ -231,9 +246,19 @@ def test_bad_input_is_one_sentence(data, trained, tmp_path):
         (data, evaluate, ["MODEL.WEIGHTS", other], "other.pth: the checkpoint of another model"),
         (data, evaluate, [*weights, *shape], "fc1.weight has shape"),
         (data, [], ["MODEL.OLN.OBJECTNES_TARGET", "iou"], "OBJECTNES_TARGET"),
-        (data, [], ["MODEL.OLN.OBJECTNESS_TARGET", "giou"], "MODEL.OLN.OBJECTNESS_TARGET is 'giou'"),
+        (
+            data,
+            [],
+            ["MODEL.OLN.OBJECTNESS_TARGET", "giou"],
+            "MODEL.OLN.OBJECTNESS_TARGET is 'giou'",
+        ),
         (tmp_path / "empty", [], [], "instances_val2017.json: no such file"),
-        (tmp_path / "empty", ["--num-gpus", 2], ["MODEL.DEVICE", "cuda"], "val2017.json: no such file"),
+        (
+            tmp_path / "empty",
+            ["--num-gpus", 2],
+            ["MODEL.DEVICE", "cuda"],
+            "val2017.json: no such file",
+        ),
     ]
     for folder, options, settings, message in cases:
         code, log = run(folder, tmp_path / "out", *settings, options=options)

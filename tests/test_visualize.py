@@ -29,7 +29,9 @@ def count(picture, color):
     return int((np.abs(np.asarray(picture).astype(int) - color).max(axis=2) < 12).sum())
 
 
-@pytest.mark.parametrize("size", [(400, 300), (60, 40), (4000, 3000), (3000, 300), (1, 1), (30, 2000)])
+@pytest.mark.parametrize(
+    "size", [(400, 300), (60, 40), (4000, 3000), (3000, 300), (1, 1), (30, 2000)]
+)
 def test_pictures_of_any_size(size):
     """Lines, labels and legend must be there on a thumbnail as on a large photo."""
     scale = np.tile(np.array(size) / (400, 300), 2)
@@ -61,7 +63,10 @@ def test_colours_tell_the_score():
     """The best must have the bright end of the colour bar, the worst its dark end."""
     picture = draw_proposals(Image.new("RGB", (400, 300), GREY), BOXES, SCORES)
     # The left sides of the two boxes, 2.4 times as large in the picture.
-    best, worst = (np.array(picture.getpixel((round(2.4 * x), round(2.4 * y)))) for x, y in ((205, 120), (320, 250)))
+    best, worst = (
+        np.array(picture.getpixel((round(2.4 * x), round(2.4 * y))))
+        for x, y in ((205, 120), (320, 250))
+    )
     assert best.sum() > worst.sum() + 150
     assert draw_proposals(Image.new("RGB", (400, 300)), BOXES[:0], SCORES[:0]).width == 960
 
@@ -116,7 +121,10 @@ def test_command(files, capsys):
     assert len([title for title in titles if "c 0.250, b 0.750" in title]) == 4  # no object in one
     kinds = [re.sub(r".*\((.+)\)", r"\1", title) for title in titles if "(" in title]
     # The best of each image is on its last object, the zebra; one known object is a crowd.
-    assert sorted({kind: kinds.count(kind) for kind in kinds}.items()) == [("known", 7), ("novel, found", 4)]
+    assert sorted({kind: kinds.count(kind) for kind in kinds}.items()) == [
+        ("known", 7),
+        ("novel, found", 4),
+    ]
     assert "5 pictures" in capsys.readouterr().out
 
 
@@ -138,7 +146,11 @@ def test_missing_images_are_told_in_the_end(files, capsys):
     (files / "data/coco/val2017/000000000003.jpg").unlink()
     assert visualize(files, "--split", "voc") == 0
     told = capsys.readouterr().out
-    assert "3 pictures" in told and "000000000002.jpg: cannot be read" in told and "3.jpg: no such" in told
+    assert (
+        "3 pictures" in told
+        and "000000000002.jpg: cannot be read" in told
+        and "3.jpg: no such" in told
+    )
     for path in (files / "data/coco/val2017").glob("*.jpg"):
         path.unlink()
     assert visualize(files, "--split", "voc") == 1

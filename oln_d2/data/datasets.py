@@ -113,7 +113,9 @@ def _register(name, json_file, image_root, seen, training):
     if name in DatasetCatalog.list():
         known = MetadataCatalog.get(name).as_dict()
         if any(known.get(key) != value for key, value in metadata.items()):
-            raise InputError(f"{name}: another data set is registered under this name; choose another")
+            raise InputError(
+                f"{name}: another data set is registered under this name; choose another"
+            )
         return
     DatasetCatalog.register(
         name,

@@ -48,7 +48,9 @@ def seen_names(seen):
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f"{seen}: cannot be read as UTF-8 text ({error})") from None
         elif path.suffix in (".txt", ".lst") or isinstance(seen, Path):
-            raise InputError(f"{seen}: no such file; expected a text file of category names, one a line")
+            raise InputError(
+                f"{seen}: no such file; expected a text file of category names, one a line"
+            )
         else:
             names = seen.split(",")
         names = [name.strip() for name in names if name.strip()]

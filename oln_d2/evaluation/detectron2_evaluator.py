@@ -64,7 +64,9 @@ class OpenWorldEvaluator(DatasetEvaluator):
         self._protocols = tuple(protocols)
         self._settings = {"max_dets": max_dets, "ks": ks}
         if comm.is_main_process() or not distributed:
-            self._gt = GroundTruth.load(PathManager.get_local_path(self._json_file), metadata.seen_names)
+            self._gt = GroundTruth.load(
+                PathManager.get_local_path(self._json_file), metadata.seen_names
+            )
             for protocol in self._protocols:
                 OpenWorldRecall(self._gt, protocol, **self._settings)
         self.reset()

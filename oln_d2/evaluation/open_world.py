@@ -139,7 +139,9 @@ class OpenWorldRecall:
         if scores.ndim != 1:
             raise InputError(f"scores have shape {scores.shape}, not (D,)")
         if image_ids.shape not in ((), scores.shape):
-            raise InputError(f"image_ids have shape {image_ids.shape}, not that of scores, {scores.shape}")
+            raise InputError(
+                f"image_ids have shape {image_ids.shape}, not that of scores, {scores.shape}"
+            )
         image = gt.index_images(np.broadcast_to(image_ids, scores.shape))
         _require_finite("score", scores)
         if self.iou_type == "mask":

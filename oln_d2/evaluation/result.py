@@ -149,9 +149,11 @@ class OpenWorldResult:
                     values["AUC"] = np.array([auc(row) for row in at_auc])
             tail = (1 - level) / 2
             intervals[group] = {
-                name: tuple(map(float, np.nanquantile(value, (tail, 1 - tail))))
-                if not np.isnan(value).all()
-                else (math.nan, math.nan)
+                name: (
+                    tuple(map(float, np.nanquantile(value, (tail, 1 - tail))))
+                    if not np.isnan(value).all()
+                    else (math.nan, math.nan)
+                )
                 for name, value in values.items()
             }
         return intervals

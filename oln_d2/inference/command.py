@@ -57,9 +57,13 @@ def propose(args):
     _write(names, image_ids, journal, args)
     if names and (args.draw or args.contact_sheet):
         _draw(done, journal, args)
-    print(f"Proposals for {len(names)} images are in {args.output}, images named relative to {root}")
+    print(
+        f"Proposals for {len(names)} images are in {args.output}, images named relative to {root}"
+    )
     with write_whole(os.path.join(args.output, "unreadable.txt")) as temporary:
-        Path(temporary).write_text("".join(f"{failure}\n" for failure in failures), encoding="utf-8")
+        Path(temporary).write_text(
+            "".join(f"{failure}\n" for failure in failures), encoding="utf-8"
+        )
     if failures:
         print(f"{len(failures)} could not be read:", *failures, sep="\n  ")
     return int(not names)
@@ -224,7 +228,9 @@ def _write(names, image_ids, journal, args):
             (
                 (
                     ids[name],
-                    np.hstack([entry["boxes"][:, :2], entry["boxes"][:, 2:] - entry["boxes"][:, :2]]),
+                    np.hstack(
+                        [entry["boxes"][:, :2], entry["boxes"][:, 2:] - entry["boxes"][:, :2]]
+                    ),
                     entry["scores"],
                     entry.get("masks"),
                     {QUALITIES[key]: entry[key] for key in QUALITIES if key in entry},
@@ -242,7 +248,9 @@ def _write(names, image_ids, journal, args):
             Path(temporary).write_text(json.dumps(content), encoding="utf-8")
     elif args.format == "csv":
         path = os.path.join(args.output, "proposals.csv")
-        with write_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
+        with write_whole(path) as temporary, open(
+            temporary, "w", newline="", encoding="utf-8"
+        ) as f:
             writer = csv.writer(f)
             writer.writerow(["file_name", "x1", "y1", "x2", "y2", "score", *QUALITIES.values()])
             for name, entry in entries():

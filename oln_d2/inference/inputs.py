@@ -38,7 +38,8 @@ def find_sources(patterns, output):
         InputError: a pattern that nothing matches, a folder without images, or a file name that
             cannot be written to other files.
     """
-    endings = VIDEOS | set(Image.registered_extensions()) - {".pdf", ".mpg", ".mpeg"}
+    # Photos of phones, too: that Pillow cannot read them without a plug-in is said in the end.
+    endings = VIDEOS | {".heic", ".heif"} | set(Image.registered_extensions()) - {".pdf"}
     paths = []
     for pattern in patterns:
         pattern = os.path.expanduser(pattern)

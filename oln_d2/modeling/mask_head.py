@@ -47,7 +47,14 @@ class OLNMaskHead(MaskRCNNConvUpsampleHead):
 
     @configurable
     def __init__(
-        self, input_shape, *, score_fc_dims, score_loss_weight=1.0, conv_dims, conv_norm="", **kwargs
+        self,
+        input_shape,
+        *,
+        score_fc_dims,
+        score_loss_weight=1.0,
+        conv_dims,
+        conv_norm="",
+        **kwargs
     ):
         """
         Args:
@@ -117,7 +124,9 @@ class OLNMaskHead(MaskRCNNConvUpsampleHead):
                 areas = _areas(instances_i.gt_masks).to(logits) / boxes.area()
                 gt_areas.append(areas * logits[0, 0].numel())
         num = len(logits)
-        gt_masks = cat(gt_masks) if num else logits.new_zeros(0, *logits.shape[2:], dtype=torch.bool)
+        gt_masks = (
+            cat(gt_masks) if num else logits.new_zeros(0, *logits.shape[2:], dtype=torch.bool)
+        )
         gt_areas = cat(gt_areas) if num else logits.new_zeros(0)
         logits = logits[:, 0]
         targets = mask_iou(logits.detach() > 0, gt_masks, gt_areas)

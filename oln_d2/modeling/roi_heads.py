@@ -126,7 +126,9 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         gt_classes = cat([p.gt_classes for p in proposals])
         boxes = cat([p.proposal_boxes.tensor for p in proposals])
         # An image without objects has no `gt_boxes` and no positives; any box will do.
-        gt_boxes = cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
+        gt_boxes = cat(
+            [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+        )
 
         positive = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
         # The quality of the RoI as it came, not as the box deltas refine it.

@@ -126,9 +126,11 @@ def describe(results, control):
     more, less = sorted(novel, key=novel.get, reverse=True)
     found = f"Here {more} finds more of the novel objects with {KS[0]} detections than {less}."
     meaning = MEANING.format(
-        unannotated="no novel objects"
-        if control
-        else "2 to 4 novel objects each, all with a bullseye and none of them annotated",
+        unannotated=(
+            "no novel objects"
+            if control
+            else "2 to 4 novel objects each, all with a bullseye and none of them annotated"
+        ),
         num_test=len(next(iter(results.values())).ground_truth.image_ids),
         designed="" if control else " that were designed to bring out this difference",
     )
