@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Train or evaluate, see `oln_d2/train_net.py`; where the package is installed, `-m oln_d2.train_net`."""
+"""
+Train or evaluate, see `oln_d2/train_net.py`; where the package is installed, `-m oln_d2.train_net`.
+"""
 
 from oln_d2.train_net import main, run  # noqa: F401
 

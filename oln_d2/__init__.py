@@ -34,8 +34,8 @@ def __getattr__(name):
     raise AttributeError(f"module 'oln_d2' has no attribute {name!r}")
 
 
-# `python -m oln_d2` also comes through here, with "-m" as argv[0] until its module has been found. Its
-# commands import what they need, so that its help does not wait seconds for Detectron2.
+# `python -m oln_d2` also comes through here, with "-m" as argv[0] until its module has been found.
+# Its commands import what they need, so that its help does not wait seconds for Detectron2.
 _is_command = sys.argv[:1] == ["-m"] and "oln_d2" in sys.orig_argv
 if not _is_command and importlib.util.find_spec("detectron2"):
     try:

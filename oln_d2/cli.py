@@ -35,8 +35,9 @@ the split. Protocol "xclass" (the OLN paper's): detections of seen objects cost 
 
 TRAIN_EXAMPLES = """\
 examples:
-  python -m oln_d2 train --train-json train.json --images train/ --seen cat,dog --val-json val.json \\
-      --val-images val/ --depth 18 --min-size 480 640 --max-size 1000 --batch-size 4 --amp
+  python -m oln_d2 train --train-json train.json --images train/ --seen cat,dog \\
+      --val-json val.json --val-images val/ --depth 18 --min-size 480 640 --max-size 1000 \\
+      --batch-size 4 --amp
   torchrun --nproc_per_node 8 -m oln_d2 train --train-json instances_train2017.json \\
       --images train2017/ --split voc --amp
 """
@@ -96,9 +97,9 @@ def add_quickstart(commands):
     parser = commands.add_parser(
         "quickstart",
         help="train OLN and Faster R-CNN on a small synthetic data set and compare what they find",
-        description="Makes a small open-world data set, trains OLN-Box and a Faster R-CNN of the same "
-        "size on it, evaluates both on known and novel objects, and writes pictures. Interrupted, it "
-        "goes on where it was when the same command is given again.",
+        description="Makes a small open-world data set, trains OLN-Box and a Faster R-CNN of the "
+        "same size on it, evaluates both on known and novel objects, and writes pictures. "
+        "Interrupted, it goes on where it was when the same command is given again.",
     )
     parser.add_argument(
         "--output", default="output/quickstart", metavar="DIR", help="default output/quickstart"
@@ -135,8 +136,8 @@ def add_train(commands):
     parser = commands.add_parser(
         "train",
         help="train OLN-Box on COCO-format data, without Detectron2",
-        description="Train OLN-Box with torch and torchvision alone and evaluate it. Defaults are the "
-        "paper's settings. For many GPUs and more settings use train_net.py.",
+        description="Train OLN-Box with torch and torchvision alone and evaluate it. Defaults are "
+        "the paper's settings. For many GPUs and more settings use train_net.py.",
         epilog=TRAIN_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -166,7 +167,8 @@ def add_train(commands):
     )
     parser.add_argument(
         "--min-size", type=int, nargs="+", default=[800], metavar="PX",
-        help="length of the shorter image side; of several, training draws one, the last is for testing",
+        help="length of the shorter image side; of several, training draws one, the last is for "
+        "testing",
     )  # fmt: skip
     parser.add_argument(
         "--max-size", type=int, default=1333, metavar="PX", help="of the longer side"
@@ -218,10 +220,10 @@ def add_export(commands):
     parser = commands.add_parser(
         "export",
         help="a trained OLN-Box as ONNX or TorchScript",
-        description="Writes a trained OLN-Box as one file: .onnx (opset 17, images of any size), which "
-        "`propose` takes, or .pt, TorchScript. The file computes all from the resized image to boxes "
-        "and scores. It covers inference on one image at a time in float32; not training, larger "
-        "batches, the resizing, masks, and other models.",
+        description="Writes a trained OLN-Box as one file: .onnx (opset 17, images of any size), "
+        "which `propose` takes, or .pt, TorchScript. The file computes all from the resized image "
+        "to boxes and scores. It covers inference on one image at a time in float32; not training, "
+        "larger batches, the resizing, masks, and other models.",
     )
     parser.add_argument(
         "checkpoint", metavar="IN", help="a checkpoint of `train`, `quickstart` or `convert`"
@@ -240,9 +242,9 @@ def add_propose(commands):
     parser = commands.add_parser(
         "propose",
         help="proposals on images, folders or videos, with any trained model",
-        description="Proposes objects on images. Boxes are those of the image as it is looked at (EXIF "
-        "turns it). What cannot be read is told in the end and in OUTPUT/unreadable.txt. The same "
-        "command again skips what is done and goes on.",
+        description="Proposes objects on images. Boxes are those of the image as it is looked at "
+        "(EXIF turns it). What cannot be read is told in the end and in OUTPUT/unreadable.txt. The "
+        "same command again skips what is done and goes on.",
         epilog=PROPOSE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -261,8 +263,8 @@ def add_propose(commands):
     parser.add_argument("--output", required=True, metavar="DIR", help="where all of it goes")
     parser.add_argument(
         "--format", choices=["coco", "csv", "yolo"], default="coco",
-        help="coco: results.json and images.json (default); csv: proposals.csv; yolo: labels/*.txt, "
-        "with the score as sixth number",
+        help="coco: results.json and images.json (default); csv: proposals.csv; yolo: "
+        "labels/*.txt, with the score as sixth number",
     )  # fmt: skip
     parser.add_argument(
         "--gt", metavar="JSON", help="take the image ids of this COCO file, by file_name"
@@ -384,9 +386,9 @@ def add_visualize(commands):
     parser = commands.add_parser(
         "visualize",
         help="pictures of a results file: proposals, objects, which novel ones were found",
-        description="Draws the proposals of a results file into the images: coloured by score, with "
-        "centerness (c) and predicted IoU (b) where the file has them; and the objects of the ground "
-        "truth: known ones, novel ones found at IoU 0.5, novel ones missed.",
+        description="Draws the proposals of a results file into the images: coloured by score, "
+        "with centerness (c) and predicted IoU (b) where the file has them; and the objects of the "
+        "ground truth: known ones, novel ones found at IoU 0.5, novel ones missed.",
         epilog=VISUALIZE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

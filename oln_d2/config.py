@@ -17,8 +17,8 @@ def add_oln_config(cfg):
     # First stage: OLNRPN (the box loss is set by Detectron2's own MODEL.RPN keys:
     # IOU_THRESHOLDS, BATCH_SIZE_PER_IMAGE, POSITIVE_FRACTION, BBOX_REG_LOSS_WEIGHT, ...)
     # ---------------------------------------------------------------------------- #
-    # What the objectness score of an anchor learns: "centerness" of the anchor's centre in its object
-    # (paper), or "iou" of the anchor with its object (an ablation of the paper).
+    # What the objectness score of an anchor learns: "centerness" of the anchor's centre in its
+    # object (paper), or "iou" of the anchor with its object (an ablation of the paper).
     _C.MODEL.OLN.OBJECTNESS_TARGET = "centerness"
     # IoU below which an anchor is a negative and from which on it is a positive of the objectness
     # loss, two numbers in [0, 1], ascending; anchors between them are ignored. Paper: 0.1, 0.3.
@@ -32,50 +32,53 @@ def add_oln_config(cfg):
     # MODEL.RPN.LOSS_WEIGHT multiplies both.)
     _C.MODEL.OLN.OBJECTNESS_LOSS_WEIGHT = 1.0
     # The distances to the four sides that the head predicts at the start of training, in widths and
-    # heights of the anchor. Authors' code: 0, boxes without area; most then overlap no object and get
-    # no gradient from the IoU loss. With ImageNet weights and a long schedule that passes; short
-    # schedules from scratch need 0.5, where the first boxes are the anchors.
+    # heights of the anchor. Authors' code: 0, boxes without area; most then overlap no object and
+    # get no gradient from the IoU loss. With ImageNet weights and a long schedule that passes;
+    # short schedules from scratch need 0.5, where the first boxes are the anchors.
     _C.MODEL.OLN.LTRB_INIT = 0.0
-    # How a box is told from its anchor: "ltrb", distances from the anchor's centre to the sides (paper),
-    # or "delta", Detectron2's shift of the centre and logarithm of the size (an ablation of the paper).
-    # The loss is the IoU of the decoded box in both.
+    # How a box is told from its anchor: "ltrb", distances from the anchor's centre to the sides
+    # (paper), or "delta", Detectron2's shift of the centre and logarithm of the size (an ablation
+    # of the paper). The loss is the IoU of the decoded box in both.
     _C.MODEL.OLN.RPN_BOX_CODING = "ltrb"
-    # Factor of the loss by which the features also learn to classify anchors, object or background, as
-    # those of an RPN do. Paper: 0, without (above 0: an ablation of the paper).
+    # Factor of the loss by which the features also learn to classify anchors, object or background,
+    # as those of an RPN do. Paper: 0, without (above 0: an ablation of the paper).
     _C.MODEL.OLN.RPN_CLS_LOSS_WEIGHT = 0.0
     # Whether proposals go through a per-level NMS at MODEL.RPN.NMS_THRESH, in training and in test.
-    # The authors' code runs none. Proposals per level: MODEL.RPN.PRE_NMS_TOPK_TRAIN and _TEST (paper:
-    # 2000); over all levels: POST_NMS_TOPK_TRAIN and _TEST (authors' code: no limit).
+    # The authors' code runs none. Proposals per level: MODEL.RPN.PRE_NMS_TOPK_TRAIN and _TEST
+    # (paper: 2000); over all levels: POST_NMS_TOPK_TRAIN and _TEST (authors' code: no limit).
     _C.MODEL.OLN.RPN_NMS_TRAIN = False
     _C.MODEL.OLN.RPN_NMS_TEST = False
 
     # ---------------------------------------------------------------------------- #
     # Second stage: OLNROIHeads
     # ---------------------------------------------------------------------------- #
-    # What the score of an RoI learns: "iou" of the RoI with its object (paper), or "centerness" of the
-    # RoI's centre in its object (an ablation of the paper).
+    # What the score of an RoI learns: "iou" of the RoI with its object (paper), or "centerness" of
+    # the RoI's centre in its object (an ablation of the paper).
     _C.MODEL.OLN.BOX_SCORE_TARGET = "iou"
     # Factor of the loss of that score. Paper: 1. (Of the box loss:
     # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT, 1.)
     _C.MODEL.OLN.BOX_SCORE_LOSS_WEIGHT = 1.0
 
     # The scores whose geometric mean ranks the detections: "objectness" (first stage), "box_score"
-    # (second stage) and, where masks are predicted by OLNMaskHead, "mask_score". Paper: all there are.
+    # (second stage) and, where masks are predicted by OLNMaskHead, "mask_score". Paper: all there
+    # are.
     _C.MODEL.OLN.SCORES = ["objectness", "box_score"]
     # Factor of the loss by which the second stage's features also learn to classify, object or
-    # background, as those of Faster R-CNN do. Paper: 0, without (above 0: an ablation of the paper).
+    # background, as those of Faster R-CNN do. Paper: 0, without (above 0: an ablation of the
+    # paper).
     _C.MODEL.OLN.BOX_CLS_LOSS_WEIGHT = 0.0
 
     # ---------------------------------------------------------------------------- #
     # Masks: OLNMaskHead
     # ---------------------------------------------------------------------------- #
-    # Factor of the loss of a mask's score. Its other settings are Detectron2's own: the layers are as
-    # many and as wide as MODEL.ROI_MASK_HEAD's convolutions and MODEL.ROI_BOX_HEAD's linear layers.
+    # Factor of the loss of a mask's score. Its other settings are Detectron2's own: the layers are
+    # as many and as wide as MODEL.ROI_MASK_HEAD's convolutions and MODEL.ROI_BOX_HEAD's linear
+    # layers.
     _C.MODEL.OLN.MASK_SCORE_LOSS_WEIGHT = 1.0
 
     # ---------------------------------------------------------------------------- #
     # Evaluation
     # ---------------------------------------------------------------------------- #
-    # Protocols to report: "xclass" (the paper's: a detection of a seen object is free) and "filtered"
-    # (seen objects are not there at all).
+    # Protocols to report: "xclass" (the paper's: a detection of a seen object is free) and
+    # "filtered" (seen objects are not there at all).
     _C.TEST.OPEN_WORLD_PROTOCOLS = ["xclass", "filtered"]

@@ -11,8 +11,8 @@ import torch
 from oln_d2.errors import InputError
 from oln_d2.files import check_output
 
-# How names begin in the authors' code and in the standalone runtime, the first that fits; the rest of
-# a name is the same in both.
+# How names begin in the authors' code and in the standalone runtime, the first that fits; the rest
+# of a name is the same in both.
 _PUBLIC = {
     "backbone.": "backbone.body.",
     **{f"neck.lateral_convs.{i}.conv.": f"backbone.fpn.inner_blocks.{i}.0." for i in range(4)},
@@ -158,8 +158,8 @@ def convert_public_state_dict(state_dict):
 def convert_checkpoint(source, target):
     """
     Make a checkpoint of the authors' OLN-Box one of ours, for both runtimes:
-    `load_detector(target)`, or `MODEL.WEIGHTS target`. How the model is built is told from names and
-    shapes.
+    `load_detector(target)`, or `MODEL.WEIGHTS target`. How the model is built is told from names
+    and shapes.
 
     Args:
         source (str): a file of the authors' code, or a bare state dict under its names.

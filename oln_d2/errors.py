@@ -3,8 +3,8 @@
 
 class InputError(ValueError):
     """
-    A file, setting or argument that cannot be used. Its message is one sentence that names the file,
-    the field or entry and the remedy, fit to be shown without a traceback.
+    A file, setting or argument that cannot be used. Its message is one sentence that names the
+    file, the field or entry and the remedy, fit to be shown without a traceback.
     """
 
 

@@ -1,6 +1,6 @@
 """
-The mathematics of OLN, on plain tensors: box coding, quality targets, assignment, losses and scores.
-Both runtimes use these functions; nothing here imports Detectron2.
+The mathematics of OLN, on plain tensors: box coding, quality targets, assignment, losses and
+scores. Both runtimes use these functions; nothing here imports Detectron2.
 
 Shape shorthand in this module:
 
@@ -8,9 +8,9 @@ Shape shorthand in this module:
     R: number of boxes, anchors or RoIs
     G: number of ground-truth boxes of an image
 
-Boxes are XYXY in absolute pixels. `ltrb` are the distances from the centre of an anchor to the left,
-top, right and bottom side of a box; left and right divided by the anchor's width, top and bottom by
-its height. A *quality* is a number in [0, 1] that tells how well a box fits an object.
+Boxes are XYXY in absolute pixels. `ltrb` are the distances from the centre of an anchor to the
+left, top, right and bottom side of a box; left and right divided by the anchor's width, top and
+bottom by its height. A *quality* is a number in [0, 1] that tells how well a box fits an object.
 """
 
 import torch
@@ -42,8 +42,8 @@ def encode_ltrb(anchors, boxes):
 
 def decode_ltrb(anchors, ltrb):
     """
-    Inverse of :func:`encode_ltrb`. Linear, without clamp: predicted distances may be negative and the
-    box then turned inside out (x2 < x1).
+    Inverse of :func:`encode_ltrb`. Linear, without clamp: predicted distances may be negative and
+    the box then turned inside out (x2 < x1).
 
     Args:
         anchors, ltrb (Tensor): shape (R, 4).
@@ -129,16 +129,17 @@ def assign_anchors(iou, negative_iou, positive_iou):
     Assign anchors to objects. An anchor is positive where its highest IoU reaches `positive_iou`,
     negative where it stays below `negative_iou`. Then every anchor that reaches the highest IoU of
     some object (all of them if tied) becomes a positive *of that object*, if that IoU is at least
-    `LOW_QUALITY_MIN_IOU`; the last such object wins. Detectron2's `Matcher` leaves such an anchor with
-    the object it overlaps most, so the object may get no anchor at all, and has no lower limit.
+    `LOW_QUALITY_MIN_IOU`; the last such object wins. Detectron2's `Matcher` leaves such an anchor
+    with the object it overlaps most, so the object may get no anchor at all, and has no lower
+    limit.
 
     Args:
         iou (Tensor): shape (G, R), between objects and anchors; G may be 0.
         negative_iou, positive_iou (float): in [0, 1].
 
     Returns:
-        (Tensor, Tensor): shape (R,) both: index of the object in [0, G), 0 where G is 0; and label: 1
-        positive, 0 negative, -1 ignored (int8).
+        (Tensor, Tensor): shape (R,) both: index of the object in [0, G), 0 where G is 0; and label:
+        1 positive, 0 negative, -1 ignored (int8).
     """
     num_gt, num_anchors = iou.shape
     labels = torch.zeros(num_anchors, dtype=torch.int8, device=iou.device)
@@ -164,8 +165,8 @@ def iou_loss(pred_boxes, gt_boxes):
         pred_boxes, gt_boxes (Tensor): shape (R, 4).
 
     Returns:
-        Tensor: scalar, the sum of 1 - IoU; 0 with a gradient path if R is 0. The gradient is 0 where a
-        predicted box does not overlap its object.
+        Tensor: scalar, the sum of 1 - IoU; 0 with a gradient path if R is 0. The gradient is 0
+        where a predicted box does not overlap its object.
     """
     return (1 - aligned_iou(pred_boxes, gt_boxes).clamp(min=IOU_EPS)).sum()
 
@@ -200,16 +201,17 @@ def rpn_losses(
         anchors (Tensor): shape (R, 4).
         logits (Tensor): shape (N, R), of the score of each anchor.
         ltrb (Tensor): shape (N, R, 4), predicted distances.
-        labels (Tensor): shape (2, N, R), of the sample for the boxes (0) and of that for the score (1):
-            1 positive, 0 negative, -1 not in the sample.
-        gt_boxes (Tensor): shape (2, N, R, 4), the assigned object's box; looked at where the label is 1.
+        labels (Tensor): shape (2, N, R), of the sample for the boxes (0) and of that for the score
+            (1): 1 positive, 0 negative, -1 not in the sample.
+        gt_boxes (Tensor): shape (2, N, R, 4), the assigned object's box; looked at where the label
+            is 1.
         target (str): what the score learns, "centerness" or "iou".
         negatives (bool): whether the negatives of its sample teach the score, with target 0.
         decode (callable): makes boxes of anchors and what `ltrb` holds.
 
     Returns:
-        (Tensor, Tensor, Tensor): scalars, the loss of the score and that of the boxes; and the targets of
-        the score, shape (N, R), 0 where its sample has no positive.
+        (Tensor, Tensor, Tensor): scalars, the loss of the score and that of the boxes; and the
+        targets of the score, shape (N, R), 0 where its sample has no positive.
     """
     box_labels, score_labels = labels
     box_gt, score_gt = gt_boxes

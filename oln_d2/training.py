@@ -87,16 +87,17 @@ class StrictCheckpointer(DetectionCheckpointer):
         problems += [f"{key} is missing" for key in incompatible.missing_keys if key not in shapes]
         if problems:
             raise InputError(
-                f"{self._path}: the checkpoint of another model: {problems[0]} ({len(problems)} such "
-                "differences in all). Use the config file that it was trained with"
+                f"{self._path}: the checkpoint of another model: {problems[0]} ({len(problems)} "
+                "such differences in all). Use the config file that it was trained with"
             )
         return incompatible
 
 
 class Trainer(DefaultTrainer):
     """
-    :class:`DefaultTrainer` that evaluates open-world data sets, keeps the checkpoint with the highest
-    AR@100 of unseen objects as `model_best.pth`, and logs how many epochs the schedule makes.
+    :class:`DefaultTrainer` that evaluates open-world data sets, keeps the checkpoint with the
+    highest AR@100 of unseen objects as `model_best.pth`, and logs how many epochs the schedule
+    makes.
     """
 
     def __init__(self, cfg):
@@ -106,8 +107,8 @@ class Trainer(DefaultTrainer):
         """
         if comm.get_world_size() > 1 and cfg.MODEL.DEVICE == "cpu":
             raise InputError(
-                "MODEL.DEVICE is cpu: Detectron2 trains on several GPUs, but only on one CPU process; "
-                "leave --num-gpus out (--eval-only takes it)"
+                "MODEL.DEVICE is cpu: Detectron2 trains on several GPUs, but only on one CPU "
+                "process; leave --num-gpus out (--eval-only takes it)"
             )
         self.check_data(cfg)
         super().__init__(cfg)
@@ -148,8 +149,8 @@ class Trainer(DefaultTrainer):
         if evaluator_type == "coco":
             return COCOEvaluator(dataset_name, output_dir=output_folder)
         raise InputError(
-            f"DATASETS.TEST: {dataset_name} has evaluator_type {evaluator_type!r}; register it with "
-            "oln_d2.register_open_world_coco"
+            f"DATASETS.TEST: {dataset_name} has evaluator_type {evaluator_type!r}; register it "
+            "with oln_d2.register_open_world_coco"
         )
 
     def build_hooks(self):

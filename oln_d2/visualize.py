@@ -1,6 +1,6 @@
 """
-Pictures of proposals: coloured by score, beside the objects of the ground truth and which of the novel
-ones were found. The command `python -m oln_d2 visualize`.
+Pictures of proposals: coloured by score, beside the objects of the ground truth and which of the
+novel ones were found. The command `python -m oln_d2 visualize`.
 
 Shapes: D boxes drawn, G objects of the image. Boxes are XYXY in absolute pixels.
 """
@@ -31,7 +31,8 @@ SIDES = 960, 1600
 # Width of the lines and size of the text, in pixels of a picture with a longer side of 1000.
 LINE, TEXT = 2.5, 15
 LABELS = 10  # of the best boxes; more would hide the image
-# Apart from each other and from the colours of scores also for the colour-blind, and by their dashes.
+# Apart from each other and from the colours of scores also for the colour-blind, and by their
+# dashes.
 KNOWN, FOUND, MISSED = "#33c3ff", "#3dff3d", "#ffffff"
 SCORES = matplotlib.colormaps["plasma"]  # dark purple: low; yellow: high
 
@@ -44,8 +45,8 @@ def draw_proposals(
         image (PIL.Image.Image): RGB.
         boxes (ndarray): shape (D, 4), all are drawn.
         scores (ndarray): shape (D,).
-        objectness, box_scores (ndarray, optional): shape (D,), centerness and predicted IoU, told in
-            the labels of the best as c and b.
+        objectness, box_scores (ndarray, optional): shape (D,), centerness and predicted IoU, told
+            in the labels of the best as c and b.
         masks (list[dict], optional): D masks as COCO RLE.
         objects (Objects, optional): the ground truth of the image.
         limits (tuple[float], optional): the scores that have the first and the last colour; those
@@ -374,8 +375,9 @@ svg { display: block; max-width: 100%; height: auto }
 rect { fill: transparent; stroke-width: 2; vector-effect: non-scaling-stroke }
 rect:hover { fill: #ffffff55; stroke-width: 5 }
 </style>
-<p>Hover over a box: its score, c (centerness) and b (predicted IoU). Proposals: purple (low score) to
-yellow; blue: known objects; green: novel ones found at IoU 0.5; white, dashed: novel ones missed.</p>
+<p>Hover over a box: its score, c (centerness) and b (predicted IoU). Proposals: purple (low score)
+to yellow; blue: known objects; green: novel ones found at IoU 0.5; white, dashed: novel ones
+missed.</p>
 """
 
 

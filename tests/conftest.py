@@ -1,4 +1,6 @@
-"""Shared fixtures. Tests that need Detectron2 ask for `d2_cfg`, or import it with `importorskip`."""
+"""
+Shared fixtures. Tests that need Detectron2 ask for `d2_cfg`, or import it with `importorskip`.
+"""
 
 import importlib.util
 import json
@@ -20,8 +22,8 @@ NEEDS_DETECTRON2 = pytest.mark.skipif(
 
 
 def pytest_configure(config):
-    # The models of most tests are so small that threads wait for one another, all the more on a busy
-    # machine.
+    # The models of most tests are so small that threads wait for one another, all the more on a
+    # busy machine.
     torch.set_num_threads(1)
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """
-Shows that every recipe works on real images, made small enough for a CPU: 10 iterations, then 10 more
-resumed from the checkpoint, then the evaluation, all on ten images of coco_2017_voc_train. Says
-nothing about how good any of them is. About six minutes on two cores.
+Shows that every recipe works on real images, made small enough for a CPU: 10 iterations, then 10
+more resumed from the checkpoint, then the evaluation, all on ten images of coco_2017_voc_train.
+Says nothing about how good any of them is. About six minutes on two cores.
 
     DETECTRON2_DATASETS=DIR python tests/every_recipe.py [RECIPE ...]
 """

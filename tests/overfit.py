@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """
-Shows that a recipe can learn: trains it on ten images of coco_2017_voc_train and evaluates it on the
-same ten. A working detector reaches a seen AR@100 above 50. About a quarter of an hour on two cores
-(half an hour with masks).
+Shows that a recipe can learn: trains it on ten images of coco_2017_voc_train and evaluates it on
+the same ten. A working detector reaches a seen AR@100 above 50. About a quarter of an hour on two
+cores (half an hour with masks).
 
     DETECTRON2_DATASETS=DIR python tests/overfit.py --config-file CONFIG [KEY VALUE ...]
 """

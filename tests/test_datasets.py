@@ -80,7 +80,9 @@ def test_training_sees_only_seen_objects(coco):
 
 @NEEDS_DETECTRON2
 def test_testing_sees_everything(coco):
-    """Recall is defined on all images, those without unseen objects and those without any as well."""
+    """
+    Recall is defined on all images, those without unseen objects and those without any as well.
+    """
     from oln_d2.data.datasets import load_open_world_coco
 
     records = load_open_world_coco(*paths(coco, "val"), "voc", training=False)
@@ -136,7 +138,9 @@ def test_bad_data_sets_are_named(coco, tmp_path):
 
 @NEEDS_DETECTRON2
 def test_registration(coco):
-    """Names for DATASETS.TRAIN and DATASETS.TEST; again is harmless; another under a name is not."""
+    """
+    Names for DATASETS.TRAIN and DATASETS.TEST; again is harmless; another under a name is not.
+    """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     from oln_d2 import register_open_world_coco

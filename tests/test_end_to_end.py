@@ -137,8 +137,8 @@ def test_training_losses_and_gradients_match_public_code(model, golden, first_n)
         with EventStorage():
             features = model.backbone(images.tensor)
             (proposals,), losses = model.proposal_generator(images, features, [gt])
-            # The sample takes the first n: bring the proposals into the public code's order, level by
-            # level as they come from the feature maps, objects first.
+            # The sample takes the first n: bring the proposals into the public code's order, level
+            # by level as they come from the feature maps, objects first.
             theirs = golden["proposals"]
             theirs = theirs[(theirs[:, 2:4] > theirs[:, :2]).all(dim=1)]
             order = torch.cdist(theirs[:, :4], proposals.proposal_boxes.tensor).argmin(dim=1)

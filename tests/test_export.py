@@ -18,8 +18,8 @@ from oln_d2.errors import InputError
 from oln_d2.standalone import build_detector, load_detector, save_checkpoint
 from oln_d2.standalone.export import OnnxDetector
 
-# Smaller and larger than what the export looks at, upright and wide, with fewer locations on a level
-# than are kept of it, and with more.
+# Smaller and larger than what the export looks at, upright and wide, with fewer locations on a
+# level than are kept of it, and with more.
 SIZES = [(320, 240), (90, 200), (31, 33), (500, 90), (1, 1), (2, 300)]
 
 

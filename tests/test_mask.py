@@ -44,7 +44,9 @@ def test_pasted_masks_are_detectron2s():
 
 
 def test_rle_masks_serve_as_a_stack_of_masks():
-    """Who indexes, iterates over or selects from `pred_masks` must get the masks that were found."""
+    """
+    Who indexes, iterates over or selects from `pred_masks` must get the masks that were found.
+    """
     small, boxes, height, width = some_masks(5)
     masks = paste_masks(small, boxes, height, width)
     array = np.asarray(masks)
@@ -102,8 +104,8 @@ def images(*sizes):
 @NEEDS_DETECTRON2
 def test_all_three_scores_rank_before_the_cut():
     """
-    With the mask's score applied to some boxes only, or after the cut, AR at 300 to 1000 could not be
-    measured: all boxes that NMS leaves take part.
+    With the mask's score applied to some boxes only, or after the cut, AR at 300 to 1000 could not
+    be measured: all boxes that NMS leaves take part.
     """
     model = build("TEST.DETECTIONS_PER_IMAGE", 50).eval()
     inputs = images((192, 256))
@@ -123,7 +125,9 @@ def test_all_three_scores_rank_before_the_cut():
 
 @NEEDS_DETECTRON2
 def test_parts_and_batches_do_not_change_masks(monkeypatch):
-    """The same image must get the same masks and scores alone, in a batch, and whatever the parts."""
+    """
+    The same image must get the same masks and scores alone, in a batch, and whatever the parts.
+    """
     import oln_d2.modeling.roi_heads as module
 
     model = build("TEST.DETECTIONS_PER_IMAGE", 30).eval()

@@ -24,7 +24,8 @@ from oln_d2.inference.inputs import find_sources, read_frames
 from oln_d2.standalone import save_checkpoint
 
 SETTINGS = {
-    "min_size": 96, "max_size": 160, "rpn_pre_nms_top_n_test": 100, "anchor_sizes": (16, 32, 64, 128, 256)
+    "min_size": 96, "max_size": 160, "rpn_pre_nms_top_n_test": 100,
+    "anchor_sizes": (16, 32, 64, 128, 256),
 }  # fmt: skip
 SIZES = [(120, 90), (90, 120), (64, 200), (120, 90), (300, 30), (91, 121)]  # width, height
 
@@ -72,7 +73,9 @@ def array(entries, key="bbox"):
 
 
 def same(a, b, tolerance=1e-5, share=1.0):
-    """The same boxes, to 100 x tolerance pixels, and scores; nearly equal ones may change places."""
+    """
+    The same boxes, to 100 x tolerance pixels, and scores; nearly equal ones may change places.
+    """
     assert a.keys() == b.keys()
     for name in a:
         assert len(a[name]) == len(b[name]) > 5
@@ -549,7 +552,9 @@ def test_pictures_are_not_proposed_on(weights, photos):
 
 
 def test_pictures_are_those_asked_for(weights, photos, tmp_path):
-    """Pictures must have as many boxes as the last command says, and none be of an image that broke."""
+    """
+    Pictures must have as many boxes as the last command says, and none be of an image that broke.
+    """
     run = [photos, "--weights", weights, "--output", tmp_path / "out"]
     picture = tmp_path / "out/pictures/0.png.jpg"
     assert propose(*run, "--draw", 1) == 0

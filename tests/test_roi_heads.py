@@ -1,4 +1,6 @@
-"""OLN-Box's second stage against the public code: sample, losses, gradients, scores and detections."""
+"""
+OLN-Box's second stage against the public code: sample, losses, gradients, scores and detections.
+"""
 
 import math
 
@@ -152,8 +154,8 @@ def test_degenerate_proposals():
 
 def test_deltas_are_clamped_as_in_detectron2():
     """
-    Detectron2 clamps large deltas of the size only above, the public code also below: its boxes never
-    shrink under 16/1000 of the proposal. We keep Detectron2's way; all other boxes are equal.
+    Detectron2 clamps large deltas of the size only above, the public code also below: its boxes
+    never shrink under 16/1000 of the proposal. We keep Detectron2's way; all other boxes are equal.
     """
     from detectron2.structures import Boxes
 
@@ -181,7 +183,9 @@ def test_no_image_has_objects():
 
 
 def test_no_proposals_at_all():
-    """At the start of training the first stage may propose nothing: no crash, gradients still flow."""
+    """
+    At the start of training the first stage may propose nothing: no crash, gradients still flow.
+    """
     case = Case("roi_no_gt")
     case.proposals = [case.proposals[0][:0]]
     _, _, _, losses, _ = training_losses(case)

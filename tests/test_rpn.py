@@ -18,7 +18,9 @@ CASES = sorted(path.stem for path in GOLDEN.glob("rpn_*.npz"))
 
 
 def build_rpn(**oln):
-    """The proposal generator of the R-50 recipe, on 16-channel features; `oln` overrides MODEL.OLN."""
+    """
+    The proposal generator of the R-50 recipe, on 16-channel features; `oln` overrides MODEL.OLN.
+    """
     from detectron2.layers import ShapeSpec
     from detectron2.modeling.proposal_generator import build_proposal_generator
     from test_configs import load_config
@@ -143,8 +145,8 @@ def test_objects_at_the_border_have_a_box_loss(first_n):
 @pytest.mark.parametrize("name", CASES)
 def test_proposals_match_public_code(name):
     """
-    Otherwise the second stage sees other boxes. Ours differ in two ways: they are sorted by score, as
-    Detectron2 expects, and those without area are dropped.
+    Otherwise the second stage sees other boxes. Ours differ in two ways: they are sorted by score,
+    as Detectron2 expects, and those without area are dropped.
     """
     case = Case(name)
     case.rpn.eval()
@@ -168,7 +170,9 @@ def sort_rows(boxes_and_scores):
 
 
 def test_proposals_per_level_and_over_all_levels():
-    """PRE_NMS_TOPK is a limit per level and POST_NMS_TOPK one per image, as users of the keys expect."""
+    """
+    PRE_NMS_TOPK is a limit per level and POST_NMS_TOPK one per image, as users of the keys expect.
+    """
     case = Case("rpn_rand_small")
     case.rpn.eval()
     case.rpn.pre_nms_topk[False] = 50
@@ -281,7 +285,8 @@ def test_rpn_without_a_config():
     by_config = build_rpn()
     by_hand = OLNRPN(
         in_features=by_config.in_features, head=by_config.rpn_head, anchor_matcher=None,
-        anchor_generator=by_config.anchor_generator, batch_size_per_image=256, positive_fraction=0.5,
+        anchor_generator=by_config.anchor_generator, batch_size_per_image=256,
+        positive_fraction=0.5,
         box2box_transform=by_config.box2box_transform, pre_nms_topk=(9, 9), post_nms_topk=(9, 9),
     )  # fmt: skip
     assert by_hand.loss_weight == by_config.loss_weight
@@ -347,7 +352,9 @@ def test_training_scalars():
 
 
 def test_first_boxes():
-    """LTRB_INIT 0.5 must make the first boxes the anchors: at 0 they have no area, and hardly learn."""
+    """
+    LTRB_INIT 0.5 must make the first boxes the anchors: at 0 they have no area, and hardly learn.
+    """
     for value in (0.0, 0.5):
         rpn = build_rpn(LTRB_INIT=value)
         anchors = rpn.anchor_generator([torch.zeros(1, 16, 8, 8)] * 5)

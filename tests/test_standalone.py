@@ -388,7 +388,8 @@ def test_bad_images(image, message):
     [({"depth": 42}, "depth is 42; use one of 10, 18"),
      ({"norm": "BN"}, "norm is 'BN'.*FrozenBN, GN"),
      ({"depth": 10, "weights_backbone": "DEFAULT"}, "no pretrained weights for depth 10"),
-     ({"architecture": "yolo"}, "oln_box, oln_mask, faster_rcnn"), ({"anchor_sizes": [32]}, "P2..P5")],
+     ({"architecture": "yolo"}, "oln_box, oln_mask, faster_rcnn"),
+     ({"anchor_sizes": [32]}, "P2..P5")],
 )  # fmt: skip
 def test_bad_settings(config, message):
     """A misspelt setting must be reported with what is possible."""

@@ -206,7 +206,9 @@ def test_other_detectors_evaluate_the_same_way(data, tmp_path, recipe):
 
 @NEEDS_DETECTRON2
 def test_masks_train_and_are_evaluated(data, tmp_path):
-    """OLN-Mask must learn from the annotations' polygons, and its masks must be measured and written."""
+    """
+    OLN-Mask must learn from the annotations' polygons, and its masks must be measured and written.
+    """
     settings = ["SOLVER.MAX_ITER", 2, "MODEL.ROI_MASK_HEAD.CONV_DIM", 32]
     code, log = run(data, tmp_path, *settings, recipe="configs/cpu/oln_mask_R_18_FPN_GN.yaml")
     assert code == 0, log
@@ -273,7 +275,8 @@ def test_without_detectron2():
     program = (
         "import sys, runpy; sys.modules['detectron2'] = None\n"
         "import oln_d2, oln_d2.localization, oln_d2.data.splits, oln_d2.data.coco, oln_d2.convert\n"
-        "for name in ('add_oln_config', 'OLNRPN', 'register_open_world_coco', 'OpenWorldEvaluator'):\n"
+        "for name in ('add_oln_config', 'OLNRPN', 'register_open_world_coco', "
+        "'OpenWorldEvaluator'):\n"
         "    try:\n"
         "        value = getattr(oln_d2, name)\n"
         "        value(None)\n"

@@ -129,7 +129,9 @@ def test_command(files, capsys):
 
 
 def test_command_without_objects(files):
-    """What `propose` writes has no ground truth and needs no split; other detectors no qualities."""
+    """
+    What `propose` writes has no ground truth and needs no split; other detectors no qualities.
+    """
     gt = json.loads((files / "data/coco/annotations/instances_val2017.json").read_text())
     (files / "images.json").write_text(json.dumps({**gt, "annotations": []}))
     results = json.loads((files / "results.json").read_text())

@@ -149,9 +149,9 @@ def load_images(json_file, image_root, seen, training):
         images = _select_for_training(images, set(seen_ids))
         if not images:
             raise InputError(
-                f"{json_file}: no image of {MIN_IMAGE_SIDE} px or more a side holds an annotation, no "
-                f"crowd, of the seen categories ({', '.join(seen_names(seen))}); there is nothing to "
-                "train on. Choose other seen categories or another file"
+                f"{json_file}: no image of {MIN_IMAGE_SIDE} px or more a side holds an annotation, "
+                f"no crowd, of the seen categories ({', '.join(seen_names(seen))}); there is "
+                "nothing to train on. Choose other seen categories or another file"
             )
     return images
 
@@ -225,7 +225,7 @@ def read_mask(annotation, image, source):
         return mask
     except Exception as error:  # pycocotools raises no narrower one
         raise InputError(
-            f"{source}: the annotation with id {annotation.get('id')} of {image['file_name']} has a "
-            "'segmentation' that is neither polygons [[x1, y1, x2, y2, x3, y3, ...], ...] nor "
+            f"{source}: the annotation with id {annotation.get('id')} of {image['file_name']} has "
+            "a 'segmentation' that is neither polygons [[x1, y1, x2, y2, x3, y3, ...], ...] nor "
             f"RLE ({' '.join(str(error).split())}); correct it, or remove the field to train boxes"
         ) from None

@@ -32,8 +32,8 @@ def open_image(path):
         raise InputError(f"{path}: no such file") from None
     except Image.DecompressionBombError:
         raise InputError(
-            f"{path}: has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels; scale it "
-            "down or cut it"
+            f"{path}: has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels; scale "
+            "it down or cut it"
         ) from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

@@ -1,4 +1,6 @@
-"""Time and memory on simulated detections: the evaluator beside pycocotools, masks beside Detectron2."""
+"""
+Time and memory on simulated detections: the evaluator beside pycocotools, masks beside Detectron2.
+"""
 
 import copy
 import multiprocessing

@@ -184,8 +184,8 @@ def write_results(path, detections):
     Args:
         path (str)
         detections (iterable): for each image: image id, boxes (d, 4) as XYWH, scores (d,), its
-            masks (list of d RLE) or None and, if there are more fields, a dict of them by name, each
-            (d,). Numbers are written in full, so that reading gives the same again.
+            masks (list of d RLE) or None and, if there are more fields, a dict of them by name,
+            each (d,). Numbers are written in full, so that reading gives the same again.
     """
     encoder = msgspec.json.Encoder()
     with write_whole(path) as temporary, open(temporary, "wb") as f:

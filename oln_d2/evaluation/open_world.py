@@ -155,9 +155,9 @@ class OpenWorldRecall:
             other = np.flatnonzero((sizes != gt.image_sizes[image]).any(1))
             if len(other):
                 raise InputError(
-                    f"entry {other[0]}: mask of size {sizes[other[0]].tolist()} on an image of size "
-                    f"{gt.image_sizes[image[other[0]]].tolist()} (height, width; nan: {gt.source} does "
-                    "not tell)"
+                    f"entry {other[0]}: mask of size {sizes[other[0]].tolist()} on an image of "
+                    f"size {gt.image_sizes[image[other[0]]].tolist()} (height, width; nan: "
+                    f"{gt.source} does not tell)"
                 )
         else:
             items = _array(boxes)

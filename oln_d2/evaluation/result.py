@@ -247,8 +247,8 @@ class OpenWorldResult:
 
     def _warnings(self):
         warnings = []
-        # A file that was cut off holds the same number of detections for many images. Where only the
-        # first `max_dets` take part by the protocol, there is nothing to be kept more of.
+        # A file that was cut off holds the same number of detections for many images. Where only
+        # the first `max_dets` take part by the protocol, there is nothing to be kept more of.
         cut = self.given.max()
         full = self.given == cut
         left = cut - self.freed[full]

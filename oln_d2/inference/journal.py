@@ -73,8 +73,8 @@ class Journal:
             self.file.flush()
         except OSError as error:
             raise InputError(
-                f"{self.path}: cannot be written ({error.strerror}); what is done stays, run the same "
-                "command again"
+                f"{self.path}: cannot be written ({error.strerror}); what is done stays, run the "
+                "same command again"
             ) from None
 
     def has(self, name, stamp):

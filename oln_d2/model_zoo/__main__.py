@@ -20,7 +20,7 @@ Made by `python -m oln_d2.model_zoo > MODEL_ZOO.md` from
   OLN-Box, see [Published weights](README.md#published-weights).
 * **Measured** are metrics of these weights. **Published** are somebody else's, of other weights,
   and not measured here. A table without such a column has none.
-* [docs/experiments.md](docs/experiments.md) tells which recipe belongs to which experiment of the paper.
+* [docs/experiments.md](docs/experiments.md) tells the recipes of each experiment of the paper.
 * Metrics are percent, on COCO val2017, for objects of the 60 categories that the `voc` split does
   not train on, protocol "xclass" (see [Evaluate](README.md#evaluate)); of boxes where "mask" is not
   said. Higher is better.

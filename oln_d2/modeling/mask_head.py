@@ -27,8 +27,8 @@ Shape shorthand in this module:
 
 class PastedAsRLE(ROIMasks):
     """
-    Detectron2's :class:`ROIMasks` whose masks of the image's size are :class:`RLEMasks`: 1500 of them
-    as a tensor would need gigabytes.
+    Detectron2's :class:`ROIMasks` whose masks of the image's size are :class:`RLEMasks`: 1500 of
+    them as a tensor would need gigabytes.
     """
 
     def to(self, device):
@@ -92,13 +92,13 @@ class OLNMaskHead(MaskRCNNConvUpsampleHead):
         """
         Args:
             x (Tensor): shape (R, C, P, P), features of the RoIs.
-            instances (list[Instances]): in training the positives, with `proposal_boxes`, `gt_masks`
-                and, in inference, the detections.
+            instances (list[Instances]): in training the positives, with `proposal_boxes`,
+                `gt_masks` and, in inference, the detections.
 
         Returns:
-            In training dict[str, Tensor], scalars `loss_mask` and `loss_mask_score`. In inference the
-            instances, which got `pred_masks`, shape (Ri, 1, M, M), in [0, 1], and `mask_scores`,
-            shape (Ri,), in [0, 1]: the predicted IoU of mask and object.
+            In training dict[str, Tensor], scalars `loss_mask` and `loss_mask_score`. In inference
+            the instances, which got `pred_masks`, shape (Ri, 1, M, M), in [0, 1], and
+            `mask_scores`, shape (Ri,), in [0, 1]: the predicted IoU of mask and object.
         """
         logits = self.layers(x)
         masks = logits.float().sigmoid()

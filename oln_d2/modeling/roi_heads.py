@@ -25,7 +25,8 @@ Naming convention:
 
     score: the quality of an RoI (IoU or centerness) as the head predicts it, sigmoid(pred_scores).
 
-    positive: an RoI whose gt_classes is a foreground class. All foreground classes are one, "object".
+    positive: an RoI whose gt_classes is a foreground class. All foreground classes are one,
+    "object".
 """
 
 # The scores that a detection's score can be made of before there are masks.
@@ -37,8 +38,9 @@ MASKS_AT_ONCE = 256
 
 class OLNOutputLayers(FastRCNNOutputLayers):
     """
-    Two linear layers: one score and class-agnostic box deltas per RoI (OLN, sec. III-B). In place of
-    the class scores of :class:`FastRCNNOutputLayers` there is none: no RoI is ever called background.
+    Two linear layers: one score and class-agnostic box deltas per RoI (OLN, sec. III-B). In place
+    of the class scores of :class:`FastRCNNOutputLayers` there is none: no RoI is ever called
+    background.
     """
 
     @configurable
@@ -62,7 +64,8 @@ class OLNOutputLayers(FastRCNNOutputLayers):
                 :class:`FastRCNNOutputLayers` do (an ablation). Detections do not look at it.
             loss_weight (dict[str, float]): factors of "loss_box_score", "loss_box_reg" and
                 "loss_cls", default 1.
-            kwargs: arguments of :class:`FastRCNNOutputLayers`; box deltas are always class-agnostic.
+            kwargs: arguments of :class:`FastRCNNOutputLayers`; box deltas are always
+                class-agnostic.
 
         Raises:
             InputError: a score target or a score that does not exist.
@@ -102,8 +105,8 @@ class OLNOutputLayers(FastRCNNOutputLayers):
             x (Tensor): shape (R, ...), features of the RoIs.
 
         Returns:
-            (Tensor, Tensor): pred_scores, shape (R, 1), logits, followed by the class logits if there
-            is a classifier; and box deltas, shape (R, 4).
+            (Tensor, Tensor): pred_scores, shape (R, 1), logits, followed by the class logits if
+            there is a classifier; and box deltas, shape (R, 4).
         """
         x = torch.flatten(x, start_dim=1)
         scores = self.box_score(x)
@@ -115,8 +118,8 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         """
         Args:
             predictions: what :meth:`forward` returned.
-            proposals (list[Instances]): the sampled RoIs, with `proposal_boxes`, `gt_classes` and, in
-                images with objects, `gt_boxes`.
+            proposals (list[Instances]): the sampled RoIs, with `proposal_boxes`, `gt_classes` and,
+                in images with objects, `gt_boxes`.
 
         Returns:
             dict[str, Tensor]: scalars `loss_box_score` and `loss_box_reg`, with a classifier also
@@ -198,16 +201,16 @@ class OLNOutputLayers(FastRCNNOutputLayers):
 class OLNROIHeads(StandardROIHeads):
     """
     :class:`StandardROIHeads` with :class:`OLNOutputLayers` as box predictor. Where the score of a
-    detection is made of its mask's too, all detections that NMS leaves get a mask, and only then the
-    best are kept.
+    detection is made of its mask's too, all detections that NMS leaves get a mask, and only then
+    the best are kept.
     """
 
     @configurable
     def __init__(self, *, mask_scores: bool = False, **kwargs):
         """
         Args:
-            mask_scores: whether the score of a detection is also made of its mask's. Needs a mask head
-                that predicts one, :class:`OLNMaskHead`.
+            mask_scores: whether the score of a detection is also made of its mask's. Needs a mask
+                head that predicts one, :class:`OLNMaskHead`.
             kwargs: arguments of :class:`StandardROIHeads`.
         """
         super().__init__(**kwargs)
@@ -227,8 +230,8 @@ class OLNROIHeads(StandardROIHeads):
         scores_masks = isinstance(ret.get("mask_head"), OLNMaskHead)
         if ret["mask_scores"] and not scores_masks:
             raise InputError(
-                "MODEL.OLN.SCORES has 'mask_score', but there is no mask head that predicts it; set "
-                "MODEL.MASK_ON True and MODEL.ROI_MASK_HEAD.NAME OLNMaskHead"
+                "MODEL.OLN.SCORES has 'mask_score', but there is no mask head that predicts it; "
+                "set MODEL.MASK_ON True and MODEL.ROI_MASK_HEAD.NAME OLNMaskHead"
             )
         return ret
 

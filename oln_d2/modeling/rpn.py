@@ -1,4 +1,6 @@
-"""OLN-RPN: the first stage, which learns centerness and box sides instead of object or background."""
+"""
+OLN-RPN: the first stage, which learns centerness and box sides instead of object or background.
+"""
 
 from typing import Dict, List, Optional, Tuple
 
@@ -49,7 +51,9 @@ Naming convention:
 
 
 class LTRBTransform:
-    """`oln_d2.localization`'s box coding behind the interface of Detectron2's `Box2BoxTransform`."""
+    """
+    `oln_d2.localization`'s box coding behind the interface of Detectron2's `Box2BoxTransform`.
+    """
 
     def get_deltas(self, src_boxes, target_boxes):
         return encode_ltrb(src_boxes, target_boxes)
@@ -61,16 +65,16 @@ class LTRBTransform:
 @RPN_HEAD_REGISTRY.register()
 class OLNRPNHead(StandardRPNHead):
     """
-    :class:`StandardRPNHead` whose hidden features are L2-normalised over the channels before the two
-    predictions, as in the authors' code.
+    :class:`StandardRPNHead` whose hidden features are L2-normalised over the channels before the
+    two predictions, as in the authors' code.
     """
 
     @configurable
     def __init__(self, *, ltrb_init: float = 0.0, classify: bool = False, **kwargs):
         """
         Args:
-            ltrb_init: the distances predicted at the start of training, in widths and heights of the
-                anchor; 0.5 makes the first boxes the anchors, 0 boxes without area.
+            ltrb_init: the distances predicted at the start of training, in widths and heights of
+                the anchor; 0.5 makes the first boxes the anchors, 0 boxes without area.
             classify: also predict object or background, see :class:`OLNRPN`.
             kwargs: arguments of :class:`StandardRPNHead`.
         """
@@ -111,9 +115,9 @@ class OLNRPNHead(StandardRPNHead):
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class OLNRPN(RPN):
     """
-    OLN's proposal generator (OLN, sec. III-B). Beside :class:`RPN`: the score learns the quality of the
-    anchor with its own assignment and sample, the boxes learn by the IoU of the decoded box, and NMS
-    is optional.
+    OLN's proposal generator (OLN, sec. III-B). Beside :class:`RPN`: the score learns the quality of
+    the anchor with its own assignment and sample, the boxes learn by the IoU of the decoded box,
+    and NMS is optional.
     """
 
     @configurable
@@ -132,16 +136,17 @@ class OLNRPN(RPN):
         """
         Args:
             objectness_target: what the score learns, "centerness" or "iou".
-            objectness_iou_thresholds: IoU below which an anchor is a negative and from which on it is a
-                positive of the objectness loss.
-            objectness_batch_size_per_image: anchors sampled for the objectness loss, positives first.
+            objectness_iou_thresholds: IoU below which an anchor is a negative and from which on it
+                is a positive of the objectness loss.
+            objectness_batch_size_per_image: anchors sampled for the objectness loss, positives
+                first.
             objectness_negatives: whether negatives fill that sample.
             box_iou_thresholds: the same two limits for the sample of the box loss, whose negatives
                 only count in the normaliser of both losses.
             nms: (train, test), whether proposals go through NMS.
-            loss_weight: factors of "loss_rpn_obj", "loss_rpn_loc" and, for a head that also classifies
-                anchors (an ablation; proposals do not look at it), "loss_rpn_cls". Default: the
-                paper's 1, 10 and 0.
+            loss_weight: factors of "loss_rpn_obj", "loss_rpn_loc" and, for a head that also
+                classifies anchors (an ablation; proposals do not look at it), "loss_rpn_cls".
+                Default: the paper's 1, 10 and 0.
             kwargs: arguments of :class:`RPN`. `anchor_matcher`, `box_reg_loss_type` and
                 `smooth_l1_beta` are not used.
 
@@ -152,12 +157,13 @@ class OLNRPN(RPN):
         super().__init__(loss_weight=loss_weight or paper, **kwargs)
         if objectness_target not in QUALITIES:
             raise InputError(
-                f"MODEL.OLN.OBJECTNESS_TARGET is {objectness_target!r}; use one of {list(QUALITIES)}"
+                f"MODEL.OLN.OBJECTNESS_TARGET is {objectness_target!r}; use one of "
+                f"{list(QUALITIES)}"
             )
         if objectness_batch_size_per_image < 1:
             raise InputError(
-                f"MODEL.OLN.OBJECTNESS_BATCH_SIZE_PER_IMAGE is {objectness_batch_size_per_image}; use 1 "
-                "or more"
+                f"MODEL.OLN.OBJECTNESS_BATCH_SIZE_PER_IMAGE is {objectness_batch_size_per_image}; "
+                "use 1 or more"
             )
         self.objectness_target = objectness_target
         self.objectness_iou_thresholds = objectness_iou_thresholds
@@ -207,12 +213,14 @@ class OLNRPN(RPN):
 
         Args:
             anchors (list[Boxes]): anchors of each feature map.
-            gt_instances (list[Instances]): the objects of each image, with `gt_boxes`; may be empty.
+            gt_instances (list[Instances]): the objects of each image, with `gt_boxes`; may be
+                empty.
 
         Returns:
-            list[Tensor]: N tensors (2, R), `gt_labels` of the box (0) and the objectness (1) sample.
-            list[Tensor]: N tensors (2, R, 4), the assigned object's box; undefined where the label is
-            not 1.
+            list[Tensor]: N tensors (2, R), `gt_labels` of the box (0) and the objectness (1)
+                sample.
+            list[Tensor]: N tensors (2, R, 4), the assigned object's box; undefined where the label
+            is not 1.
         """
         anchors = Boxes.cat(anchors)
         box_sample = (self.box_iou_thresholds, self.batch_size_per_image, self.positive_fraction)
@@ -340,8 +348,8 @@ class OLNRPN(RPN):
 
         Returns:
             list[Instances]: N, each with `proposal_boxes`, clipped to the image, those without area
-            dropped, and `objectness_logits`, descending. Without NMS the best of each level are taken,
-            then the best of all levels.
+            dropped, and `objectness_logits`, descending. Without NMS the best of each level are
+            taken, then the best of all levels.
 
         Raises:
             FloatingPointError: NaN or infinite predictions in training.

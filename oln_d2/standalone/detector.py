@@ -1,7 +1,7 @@
 """
-OLN-Box and OLN-Mask from torchvision's detection parts. Same mathematics (`oln_d2.localization`) and
-the same details as the Detectron2 components: equal weights give the same boxes, scores, masks and
-losses. OLN-Mask is for inference only.
+OLN-Box and OLN-Mask from torchvision's detection parts. Same mathematics (`oln_d2.localization`)
+and the same details as the Detectron2 components: equal weights give the same boxes, scores, masks
+and losses. OLN-Mask is for inference only.
 """
 
 from collections import OrderedDict

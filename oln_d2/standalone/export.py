@@ -2,8 +2,8 @@
 Export of a trained OLN-Box to ONNX or TorchScript, and a detector that runs the ONNX file.
 
 One trace of the model serves both formats. All supported versions of torch can make it and turn it
-into ONNX without another package than onnx; `torch.export` takes shapes that depend on the data (NMS,
-top k) in recent ones only.
+into ONNX without another package than onnx; `torch.export` takes shapes that depend on the data
+(NMS, top k) in recent ones only.
 """
 
 import json
@@ -44,7 +44,8 @@ class ExportedGraph(nn.Module):
     def forward(self, image):
         """
         Args:
-            image (Tensor): shape (3, H, W), float32, RGB, in [0, 255], resized as the model wants it.
+            image (Tensor): shape (3, H, W), float32, RGB, in [0, 255], resized as the model wants
+                it.
 
         Returns:
             tuple[Tensor]: `OUTPUTS`, see :class:`OLNBox`; the boxes in pixels of this image.
@@ -69,8 +70,8 @@ def export(checkpoint, output):
         checkpoint (str): what :func:`oln_d2.standalone.load_detector` reads.
         output (str): name.onnx, opset 17; or name.pt, TorchScript, to run on a CPU with torch and
             torchvision. Both compute :class:`ExportedGraph`, for images of any size, and tell
-            `min_size` and `max_size` as JSON: the first under `oln_d2` in its metadata, the second in
-            the extra file `oln_d2`.
+            `min_size` and `max_size` as JSON: the first under `oln_d2` in its metadata, the second
+            in the extra file `oln_d2`.
 
     Raises:
         InputError: paths that cannot be used, or the checkpoint of another model.
@@ -85,8 +86,8 @@ def export(checkpoint, output):
     model = load_detector(checkpoint)
     if not isinstance(model, OLNBox) or model.roi_heads.has_mask():
         raise InputError(
-            f"{checkpoint}: holds the model {model.config['architecture']}, and only oln_box can be "
-            "exported; give the checkpoint of an OLN-Box"
+            f"{checkpoint}: holds the model {model.config['architecture']}, and only oln_box can "
+            "be exported; give the checkpoint of an OLN-Box"
         )
     model.requires_grad_(False)
     transform = model.transform
