@@ -105,8 +105,9 @@ class Detectron2Model:
 
     def input_shape(self, height, width):
         """See :class:`StandaloneModel`."""
-        backbone = self.model.backbone
-        return _padded(self._resized(height, width), max(backbone.size_divisibility, 1))
+        backbone = getattr(self.model, "backbone", None)  # other projects' models may have none
+        divisor = getattr(backbone, "size_divisibility", 0)
+        return _padded(self._resized(height, width), max(divisor, 1))
 
     @torch.no_grad()
     def __call__(self, images):
