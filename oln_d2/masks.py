@@ -109,8 +109,9 @@ def _bilinear(low, high, size, limit):
 
 class RLEMasks:
     """
-    D masks of an image, kept as COCO RLE. To index it with an int, to iterate over it or to make an
-    array or tensor of it gives bool masks; a slice, an index or a bool tensor selects.
+    D masks of an image, kept as COCO RLE. To index it with an int or to iterate over it gives bool
+    tensors, `numpy.asarray` all of them as one array; a slice, and indices or bools in a list, array
+    or tensor select.
 
     Args:
         rles (list[dict]): COCO RLE, as pycocotools encodes.
@@ -129,10 +130,11 @@ class RLEMasks:
         return len(self.rles)
 
     def __getitem__(self, item):
-        if isinstance(item, int):
-            return torch.from_numpy(mask_utils.decode(self.rles[item]) > 0)
-        index = torch.arange(len(self))[item if isinstance(item, slice) else item.cpu()]
-        return RLEMasks([self.rles[i] for i in index.tolist()], self.height, self.width)
+        item = item.cpu().numpy() if isinstance(item, torch.Tensor) else item
+        index = np.arange(len(self))[item]
+        if np.ndim(index) == 0:
+            return torch.from_numpy(mask_utils.decode(self.rles[index]) > 0)
+        return RLEMasks([self.rles[i] for i in index], self.height, self.width)
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))

@@ -38,7 +38,9 @@ def sweep(args):
         require_detectron2("sweep")
         _check(folders, args.opts)
         # The default would end this process and leave the one that trains.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, lambda number, _: sys.exit(128 + number))
         for number, (recipe, folder) in enumerate(folders.items(), 1):
             title = f"[{number}/{len(folders)}] {recipe}:"
             if _is_finished(folder):
@@ -134,8 +136,7 @@ def _train(recipe, folder, num_gpus, opts):
             # Also held by the process that trains, for which the log is the output.
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            message = f"{folder}: a process is training there; wait for it or end it"
-            raise InputError(message) from None
+            return "a process is training there; wait for it or end it"
         except OSError:
             pass  # a file system without locks
         process = subprocess.Popen(

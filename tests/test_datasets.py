@@ -392,7 +392,7 @@ def test_registered_data_sets_in_their_layouts(foreign):
     ("segmentation", "expected"),
     [
         (None, None),
-        ([], None),
+        ([], []),
         ([[1, 1, 9, 1, 9, 9], [1, 1, 2, 2]], [[1, 1, 9, 1, 9, 9]]),
         ([[1, 1, 2, 2], [1, 1, 2, 2, 3, 3, 4]], []),
         ({"size": [4, 5], "counts": [3, 2, 15]}, {"size": [4, 5], "counts": b"32?"}),
@@ -454,6 +454,14 @@ def test_masks_reach_the_model(tmp_path, caplog):
         content["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
         assert sorted(len(instances) for instances in batch()) == [1, 2]
         assert "1 annotations without a polygon of 3 points or more" in caplog.text
+
+        before = [annotation["segmentation"] for annotation in content["annotations"]]
+        for annotation in content["annotations"]:  # as some tools write it for boxes
+            annotation["segmentation"] = []
+        with pytest.raises(InputError, match="no 'segmentation' holds a mask"):
+            batch()
+        for annotation, segmentation in zip(content["annotations"], before):
+            annotation["segmentation"] = segmentation
 
         mask = np.zeros((60, 80), np.uint8, order="F")
         mask[10:30, 5:20] = 1

@@ -57,7 +57,11 @@ def test_rle_masks_serve_as_a_stack_of_masks():
     with pytest.raises(IndexError):
         masks[5]
     chosen = torch.tensor([False, True, False, False, True])
-    for item in (slice(1, None, 3), chosen, chosen.nonzero().squeeze(1)):
+    index = chosen.nonzero().squeeze(1)
+    for i in (np.int64(3), torch.tensor(3), -2):
+        assert (masks[i].numpy() == array[3]).all()
+    assert len(masks[[]]) == len(masks[torch.zeros(5, dtype=torch.bool)]) == 0
+    for item in (slice(1, None, 3), chosen, index, [1, 4], chosen.numpy(), index.numpy()):
         assert isinstance(masks[item], RLEMasks)
         assert (np.asarray(masks[item]) == array[[1, 4]]).all()
     assert (np.asarray(RLEMasks.cat([masks[:2], masks[2:]])) == array).all()
@@ -121,6 +125,21 @@ def test_all_three_scores_rank_before_the_cut():
     close(found.pred_boxes.tensor, everything.pred_boxes.tensor[:50])
     before = (everything.objectness * everything.box_scores).argsort(descending=True)[:50]
     assert set(before.tolist()) != set(range(50))  # the mask's score decides who is kept
+
+
+@NEEDS_DETECTRON2
+def test_score_threshold_is_that_of_the_final_score():
+    """SCORE_THRESH_TEST must not let boxes pass whose mask is bad, nor drop any whose mask is good."""
+    inputs = images((128, 160))
+    model = build().eval()
+    with torch.no_grad():
+        (every,) = model(inputs)
+        limit = every["instances"].scores.median().item()
+        torch.manual_seed(0)
+        (found,) = build("MODEL.ROI_HEADS.SCORE_THRESH_TEST", limit).eval()(inputs)
+    expected = every["instances"][every["instances"].scores > limit]
+    assert 0 < len(expected) < len(every["instances"])
+    assert found["instances"].scores.tolist() == expected.scores.tolist()
 
 
 @NEEDS_DETECTRON2
@@ -254,6 +273,12 @@ def test_mask_losses(mask_type):
     assert losses["loss_mask_score"].item() == pytest.approx(
         (score - iou).abs().mean().item(), abs=0.01
     )
+    weighted = build("MODEL.OLN.MASK_SCORE_LOSS_WEIGHT", 3.0).roi_heads.mask_head.train()
+    weighted.load_state_dict(head.state_dict())
+    with EventStorage():
+        tripled = weighted(features, positives)
+    close(tripled["loss_mask_score"], 3 * losses["loss_mask_score"], rtol=1e-4)
+    close(tripled["loss_mask"], losses["loss_mask"], rtol=1e-4)
 
 
 @NEEDS_DETECTRON2

@@ -57,9 +57,9 @@ def test_killed_sweep_goes_on(tmp_path):
             assert process.poll() is None, "ended before it trained"
             time.sleep(0.05)
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGHUP)  # as when a terminal is closed
         process.wait(60)
-    assert process.returncode == 143
+    assert process.returncode == 129
     assert not (folder / "model_final.pth").exists()
 
     code, log = run(data, *arguments)
@@ -152,5 +152,5 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
     folder.mkdir()
     with open(folder / "sweep.log", "w") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
-        assert main(["sweep", BOX, "--output", str(tmp_path)]) == 2
-    assert f"{folder}: a process is training there" in capsys.readouterr().err
+        assert main(["sweep", BOX, "--output", str(tmp_path)]) == 1
+    assert f"{BOX}: failed: a process is training there" in capsys.readouterr().out

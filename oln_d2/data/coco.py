@@ -206,7 +206,7 @@ def read_mask(annotation, image, source):
         InputError: a `segmentation` that is neither.
     """
     mask = annotation.get("segmentation")
-    if not mask:
+    if mask is None:
         return None
     size = [image["height"], image["width"]]
     try:

@@ -63,7 +63,8 @@ def select_masks(records, mask_format):
         only those that still have one; the log tells how many had polygons of no use.
 
     Raises:
-        InputError: an annotation without mask, or with RLE where polygons are asked for.
+        InputError: an annotation without `segmentation`, RLE where polygons are asked for, or no
+            mask at all.
     """
     left_out = 0
     for record in records:
@@ -83,7 +84,13 @@ def select_masks(records, mask_format):
         left_out += len(objects) - len(record["annotations"])
     if left_out:
         logger.warning(f"{left_out} annotations without a polygon of 3 points or more are ignored")
-    return [record for record in records if record["annotations"]]
+    kept = [record for record in records if record["annotations"]]
+    if records and not kept:
+        raise InputError(
+            f"{records[0]['file_name']} and the other images: MODEL.MASK_ON is True, but no "
+            "'segmentation' holds a mask; train on data with masks, or set MODEL.MASK_ON False"
+        )
+    return kept
 
 
 def register_open_world_coco(name, json_file, image_root, seen, training=False):

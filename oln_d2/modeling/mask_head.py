@@ -37,6 +37,10 @@ class PastedAsRLE(ROIMasks):
     def __getitem__(self, item):
         return PastedAsRLE(super().__getitem__(item).tensor)
 
+    @staticmethod
+    def cat(parts):
+        return PastedAsRLE(torch.cat([part.tensor for part in parts]))
+
     def to_bitmasks(self, boxes, height, width, threshold=0.5):
         return SimpleNamespace(tensor=paste_masks(self.tensor, boxes.tensor, height, width))
 

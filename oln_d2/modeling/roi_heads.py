@@ -216,8 +216,11 @@ class OLNROIHeads(StandardROIHeads):
         super().__init__(**kwargs)
         self.mask_scores = mask_scores
         if mask_scores:
+            # Both limits are for the score that the mask has a part in.
             self.num_detections = self.box_predictor.test_topk_per_image
             self.box_predictor.test_topk_per_image = -1  # all
+            self.score_thresh = self.box_predictor.test_score_thresh
+            self.box_predictor.test_score_thresh = min(self.score_thresh, 0.0)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -261,6 +264,7 @@ class OLNROIHeads(StandardROIHeads):
             )
             best = detections.scores.argsort(descending=True, stable=True)
             detections = detections[best[: self.num_detections]]
+            detections = detections[detections.scores > self.score_thresh]
         detections.pred_masks = PastedAsRLE(detections.pred_masks[:, 0])
         return detections
 
