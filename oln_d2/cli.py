@@ -11,8 +11,9 @@ from oln_d2.errors import InputError
 
 SWEEP_EXAMPLES = """\
 examples:
-  python -m oln_d2 sweep configs/ablations/*.yaml --output output/ablations --opts SEED 1
-  python -m oln_d2 sweep configs/ablations/*.yaml --output output/ablations --collect-only
+  python -m oln_d2 sweep oln_box_R_50_FPN.yaml ablations/{delta_coding,three_anchors}.yaml \\
+      --output output/ablations --num-gpus 8 --opts SEED 1
+  python -m oln_d2 sweep configs/my_*.yaml --output output/mine --collect-only
 
 Each recipe has the folder OUTPUT/NAME. The same command again goes on: finished recipes are
 skipped, an interrupted one is resumed from its last checkpoint, a failed one is tried again.
@@ -156,7 +157,7 @@ def add_train(commands):
         "--output", default="output/train", metavar="DIR", help="default output/train"
     )
     parser.add_argument(
-        "--depth", type=int, default=50, help="of the ResNet: 10, 18, 34, 50 or 101"
+        "--depth", type=int, default=50, help="of the ResNet: 10, 18, 34, 50 (default) or 101"
     )
     parser.add_argument(
         "--scratch", action="store_true",
@@ -168,13 +169,15 @@ def add_train(commands):
     parser.add_argument(
         "--min-size", type=int, nargs="+", default=[800], metavar="PX",
         help="length of the shorter image side; of several, training draws one, the last is for "
-        "testing",
+        "testing (default 800)",
     )  # fmt: skip
     parser.add_argument(
-        "--max-size", type=int, default=1333, metavar="PX", help="of the longer side"
+        "--max-size", type=int, default=1333, metavar="PX", help="of the longer side (default 1333)"
     )
     parser.add_argument("--epochs", type=float, default=8, metavar="N", help="default 8")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="of all processes")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="of all processes (default 16)"
+    )
     parser.add_argument("--lr", type=float, help="default 0.02 for 16 images, in proportion")
     parser.add_argument(
         "--warmup", type=int, default=500, metavar="N", help="iterations, default 500"
@@ -234,6 +237,9 @@ def add_export(commands):
         from oln_d2.standalone.export import export
 
         export(args.checkpoint, args.output)
+        print(
+            f"{args.output} is written; `propose --weights` takes .onnx, torch.jit.load takes .pt"
+        )
 
     parser.set_defaults(run=run)
 
@@ -288,9 +294,11 @@ def add_propose(commands):
         "--every", type=int, default=1, metavar="N", help="of a video, one of N frames"
     )
     parser.add_argument(
-        "--draw", type=int, nargs="?", const=20, metavar="K",
-        help="also pictures of the K best, OUTPUT/pictures (default 20)",
-    )  # fmt: skip
+        "--draw", action="store_true", help="also pictures of the best, OUTPUT/pictures"
+    )
+    parser.add_argument(
+        "--draw-top", type=int, default=20, metavar="K", help="on pictures, the K best (default 20)"
+    )
     parser.add_argument(
         "--contact-sheet", action="store_true",
         help="pictures, and sheets of 60 of them each, OUTPUT/contact_sheet_001.jpg, ...",
@@ -353,7 +361,7 @@ def add_evaluate(commands):
         "--iou",
         choices=["box", "mask"],
         default="box",
-        help="what overlaps; mask: RLE in both files",
+        help="what overlaps; mask: the results need RLE",
     )
     parser.add_argument("--k", type=_ks, metavar="K,...", help="budgets, default 1,10,20,...,1500")
     parser.add_argument(

@@ -110,8 +110,8 @@ def _bilinear(low, high, size, limit):
 class RLEMasks:
     """
     D masks of an image, kept as COCO RLE. To index it with an int or to iterate over it gives bool
-    tensors, `numpy.asarray` all of them as one array; a slice, and indices or bools in a list, array
-    or tensor select.
+    tensors, `numpy.asarray` all of them as one array; a slice, and indices or bools in a list,
+    array or tensor select.
 
     Args:
         rles (list[dict]): COCO RLE, as pycocotools encodes.

@@ -5,16 +5,17 @@ Train or evaluate OLN and its reference detectors.
     python train_net.py --config-file configs/oln_box_R_50_FPN.yaml --eval-only MODEL.WEIGHTS FILE
 """
 
+import os
 import sys
 
-from oln_d2 import InputError, add_oln_config
+from oln_d2 import InputError, add_oln_config, model_zoo
 from oln_d2.errors import require_detectron2
 
 
 def load_config(config_file, opts):
     """
     Args:
-        config_file (str): a recipe.
+        config_file (str): a file, or a recipe's name in the model zoo.
         opts (list[str]): KEY VALUE pairs that override it.
 
     Returns:
@@ -26,6 +27,10 @@ def load_config(config_file, opts):
     import yaml
     from detectron2.config import get_cfg
 
+    if not config_file:
+        raise InputError("--config-file is missing; give a recipe of configs/")
+    if not os.path.isfile(config_file):
+        config_file = model_zoo.get_config_file(config_file)
     cfg = get_cfg()
     add_oln_config(cfg)
     try:
@@ -69,6 +74,18 @@ def main(args):
     return trainer.train()
 
 
+def _check_device(cfg, num_gpus):
+    """Before processes are started: raises InputError where there are not as many GPUs."""
+    import torch
+
+    if cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.device_count() < max(num_gpus, 1):
+        raise InputError(
+            f"this needs {max(num_gpus, 1)} CUDA devices, and PyTorch finds "
+            f"{torch.cuda.device_count()} here; lower --num-gpus, or run on the CPU: MODEL.DEVICE "
+            "cpu, with the recipes in configs/cpu"
+        )
+
+
 def run():
     """The command line."""
     try:
@@ -84,6 +101,7 @@ def run():
     )  # any free port; Detectron2's own default is always the same
     args = parser.parse_args()
     try:
+        _check_device(load_config(args.config_file, args.opts), args.num_gpus)
         launch(
             main,
             args.num_gpus,

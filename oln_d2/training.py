@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import urllib.error
 
 from oln_d2.errors import InputError, require_detectron2
 
@@ -130,6 +131,12 @@ class Trainer(DefaultTrainer):
                     f"DATASETS: no data set is registered as {name!r}; register it with "
                     f"oln_d2.register_open_world_coco, or use one of {', '.join(ours)}"
                 )
+            json_file = MetadataCatalog.get(name).get("json_file", "")
+            if json_file and "://" not in json_file and not os.path.isfile(json_file):
+                raise InputError(
+                    f"{json_file}: no such file; the data set {name} is expected there. The "
+                    "environment variable DETECTRON2_DATASETS names the folder of all data sets"
+                )
         for name in cfg.DATASETS.TEST:
             DatasetCatalog.get(name)
             cls.build_evaluator(cfg, name)
@@ -158,9 +165,8 @@ class Trainer(DefaultTrainer):
         cfg = self.cfg
         task = "box_unseen" if "xclass" in cfg.TEST.OPEN_WORLD_PROTOCOLS else "box_unseen_filtered"
         metric = f"{task}/AR@100"
-        if (
-            len(cfg.DATASETS.TEST) > 1
-        ):  # the trainer then puts the data set's name before each metric
+        if len(cfg.DATASETS.TEST) > 1:
+            # The trainer then puts the data set's name before each metric.
             metric = f"{cfg.DATASETS.TEST[0]}/{metric}"
         if comm.is_main_process() and cfg.TEST.EVAL_PERIOD > 0:
             # After the evaluation, before the writer.
@@ -179,7 +185,13 @@ class Trainer(DefaultTrainer):
             StrictCheckpointer(self._trainer.model).load(self.checkpointer.get_checkpoint_file())
         elif path and "://" not in path and not os.path.isfile(path):
             raise InputError(f"{path}: no such file; MODEL.WEIGHTS is a file, a URL or empty")
-        super().resume_or_load(resume)
+        try:
+            super().resume_or_load(resume)
+        except urllib.error.URLError as error:
+            raise InputError(
+                f"MODEL.WEIGHTS {path}: cannot be fetched ({error.reason}); fetch it elsewhere and "
+                'give the file, or MODEL.WEIGHTS "" to start from none'
+            ) from None
 
     @classmethod
     def build_train_loader(cls, cfg):

@@ -30,27 +30,30 @@ FOUND_IOU = 0.5
 SIDES = 960, 1600
 # Width of the lines and size of the text, in pixels of a picture with a longer side of 1000.
 LINE, TEXT = 2.5, 15
+TOLD = 10  # of the images that cannot be drawn
 LABELS = 10  # of the best boxes; more would hide the image
+# Fields of a results file beside the score, and what labels and legend call them.
+QUALITIES = {
+    "objectness": ("c", "centerness"),
+    "box_score": ("b", "IoU of the box"),
+    "mask_score": ("m", "IoU of the mask"),
+}
 # Apart from each other and from the colours of scores also for the colour-blind, and by their
 # dashes.
 KNOWN, FOUND, MISSED = "#33c3ff", "#3dff3d", "#ffffff"
 SCORES = matplotlib.colormaps["plasma"]  # dark purple: low; yellow: high
 
 
-def draw_proposals(
-    image, boxes, scores, objectness=None, box_scores=None, masks=None, objects=None, limits=None
-):
+def draw_proposals(image, boxes, scores, qualities=None, masks=None, objects=None):
     """
     Args:
         image (PIL.Image.Image): RGB.
         boxes (ndarray): shape (D, 4), all are drawn.
         scores (ndarray): shape (D,).
-        objectness, box_scores (ndarray, optional): shape (D,), centerness and predicted IoU, told
-            in the labels of the best as c and b.
+        qualities (dict[str, ndarray], optional): shape (D,), those of `QUALITIES` that there are;
+            told in the labels of the best.
         masks (list[dict], optional): D masks as COCO RLE.
         objects (Objects, optional): the ground truth of the image.
-        limits (tuple[float], optional): the scores that have the first and the last colour; those
-            of the image if not given.
 
     Returns:
         PIL.Image.Image: the image, enlarged or made smaller to `SIDES`, with the legend below.
@@ -62,7 +65,8 @@ def draw_proposals(
     picture = image.resize(size, Image.Resampling.LANCZOS)
     unit = max(size) / 1000
     line, font = max(round(LINE * unit), 1), _font(max(round(TEXT * unit), 11))
-    low, high = limits or (scores.min(initial=1), scores.max(initial=0))
+    low, high = scores.min(initial=1), scores.max(initial=0)
+    digits = 2 if high - low > 0.1 else 3
     colors = _colors(scores, low, high)
     order = np.argsort(-scores, kind="stable")
     if masks:
@@ -71,7 +75,7 @@ def draw_proposals(
     is_found = objects.found_by(boxes) if objects else None
     if objects:
         for box in objects.boxes[objects.seen]:
-            _rectangle(draw, scale * box, KNOWN, line)
+            _rectangle(draw, scale * box, KNOWN, round(1.5 * line))
     for i in order[::-1]:  # the best on top
         _rectangle(draw, scale * boxes[i], colors[i], line)
     used = []  # by labels
@@ -81,12 +85,21 @@ def draw_proposals(
             _rectangle(draw, scale * objects.boxes[i], color, 2 * line, dashed=color == MISSED)
         for i, color in novel:
             _label(draw, scale * objects.boxes[i], objects.names[i], color, font, used, size, True)
-    has_qualities = objectness is not None and box_scores is not None
+    qualities = qualities or {}
     for i in order[:LABELS]:
-        text = f"{scores[i]:.2f}"
-        text += f"  c {objectness[i]:.2f}  b {box_scores[i]:.2f}" if has_qualities else ""
-        _label(draw, scale * boxes[i], text, colors[i], font, used, size)
-    legend = _legend(max(size[0], 480), len(boxes), low, high, has_qualities, objects, is_found)
+        numbers = [f"{scores[i]:.{digits}f}"]
+        numbers += [f"{QUALITIES[name][0]} {value[i]:.2f}" for name, value in qualities.items()]
+        _label(draw, scale * boxes[i], "  ".join(numbers), colors[i], font, used, size)
+    entries = (
+        [("bar", f"{len(boxes)} proposals, score")] if len(boxes) else [(None, "no proposals")]
+    )
+    if len(boxes) > LABELS:
+        entries[0] = "bar", f"{len(boxes)} proposals, the {LABELS} best with numbers; score"
+    if qualities and len(boxes):
+        entries.append((None, ", ".join(": ".join(QUALITIES[name]) for name in qualities)))
+    if objects:
+        entries += _entries_of(objects, is_found)
+    legend = _legend(max(size[0], 480), entries, f"{low:.{digits}f}", f"{high:.{digits}f}")
     whole = Image.new("RGB", (legend.width, size[1] + legend.height), "white")
     whole.paste(picture, ((legend.width - size[0]) // 2, 0))
     whole.paste(legend, (0, size[1]))
@@ -232,22 +245,22 @@ def _fill(picture, masks, colors, order):
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
-def _legend(width, number, low, high, has_qualities, objects, is_found):
+def _entries_of(objects, is_found):
+    """Of the legend: colour and text."""
+    novel = ~objects.seen
+    return [
+        (KNOWN, f"known object ({objects.seen.sum()})"),
+        (FOUND, f"novel, found at IoU {FOUND_IOU} ({is_found[novel].sum()} of {novel.sum()})"),
+        (MISSED, "novel, missed"),
+    ]
+
+
+def _legend(width, entries, low, high):
     """Colours of scores and of objects, below the picture, in as many lines as they need."""
     font = _font(14)
-    entries = [("bar", f"{number} proposals, score")] if number else [(None, "no proposals")]
-    if number and has_qualities:
-        entries.append((None, "c: centerness, b: predicted IoU"))
-    if objects:
-        novel = ~objects.seen
-        entries += [
-            (KNOWN, f"known object ({objects.seen.sum()})"),
-            (FOUND, f"novel, found at IoU {FOUND_IOU} ({is_found[novel].sum()} of {novel.sum()})"),
-            (MISSED, "novel, missed"),
-        ]
     places, x, y = [], 6, 6
     for kind, text in entries:
-        length = font.getlength(text) + 14 + (190 if kind == "bar" else 26 if kind else 0)
+        length = font.getlength(text) + 14 + (206 if kind == "bar" else 26 if kind else 0)
         if x > 6 and x + length > width:
             x, y = 6, y + 24
         places.append((x, y, kind, text))
@@ -267,12 +280,12 @@ def _legend(width, number, low, high, has_qualities, objects, is_found):
         draw.text((x, y), text, fill="black", font=font)
         if kind == "bar":
             x += font.getlength(text) + 8
-            draw.text((x, y), f"{low:.2f}", fill="black", font=font)
-            x += 36
+            draw.text((x, y), low, fill="black", font=font)
+            x += 44
             ramp = _colors(np.linspace(0, 1, 90), 0, 1)
             for step, color in enumerate(ramp):
                 draw.line((x + step, y + 1, x + step, y + 15), fill=color)
-            draw.text((x + 96, y), f"{high:.2f}", fill="black", font=font)
+            draw.text((x + 96, y), high, fill="black", font=font)
     return legend
 
 
@@ -305,7 +318,9 @@ def visualize(args):
     qualities = _read_qualities(args.results)
     os.makedirs(args.output, exist_ok=True)
     index = ground_truth.index_images(detections.image_ids)
-    chosen = range(len(ground_truth.image_ids))[: args.num_images]
+    chosen = np.unique(index)[: args.num_images]
+    if len(chosen) == 0:
+        raise InputError(f"{args.results}: holds no detection, so there is nothing to draw")
     cards, failures = [], []
     for i in tqdm(chosen, desc="drawing", unit="image", disable=None):
         name = file_names[int(ground_truth.image_ids[i])]
@@ -319,8 +334,7 @@ def visualize(args):
         found = {
             "boxes": to_xyxy(detections.boxes[own]),
             "scores": detections.scores[own],
-            "objectness": None if qualities is None else qualities[own, 0],
-            "box_scores": None if qualities is None else qualities[own, 1],
+            "qualities": {name: values[own] for name, values in qualities.items()},
         }
         objects = Objects.of(ground_truth, i) if has_objects else None
         masks = [detections.masks[j] for j in own] if args.masks else None
@@ -333,25 +347,26 @@ def visualize(args):
     if args.html and cards:
         path = os.path.join(args.output, "index.html")
         with write_whole(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
-            f.write(PAGE + "".join(cards))
+            f.write(PAGE + (PAGE_OF_OBJECTS if has_objects else "") + "".join(cards))
         print(f"Hover over the boxes in {path}")
     print(f"{len(chosen) - len(failures)} pictures are in {args.output}")
     if failures:
-        print(f"{len(failures)} images could not be drawn:", *failures, sep="\n  ")
+        more = [f"and {len(failures) - TOLD} more"] if len(failures) > TOLD else []
+        print(f"{len(failures)} images could not be drawn:", *failures[:TOLD], *more, sep="\n  ")
     return int(len(failures) == len(chosen))
 
 
-class _Qualities(msgspec.Struct, gc=False):
-    objectness: float | None = None
-    box_score: float | None = None
+_Qualities = msgspec.defstruct(
+    "_Qualities", [(name, float | None, None) for name in QUALITIES], gc=False
+)
 
 
 def _read_qualities(path):
-    """(D, 2): centerness and predicted IoU of a results file's entries; None if one lacks them."""
+    """dict[str, (D,)]: those of `QUALITIES` that all entries of a results file have."""
     with open(path, "rb") as f:
         entries = msgspec.json.decode(f.read(), type=list[_Qualities])
-    values = [(entry.objectness, entry.box_score) for entry in entries]
-    return None if any(None in pair for pair in values) else np.array(values).reshape(-1, 2)
+    columns = {name: [getattr(entry, name) for entry in entries] for name in QUALITIES}
+    return {name: np.array(column) for name, column in columns.items() if None not in column}
 
 
 def picture_path(folder, name):
@@ -375,9 +390,11 @@ svg { display: block; max-width: 100%; height: auto }
 rect { fill: transparent; stroke-width: 2; vector-effect: non-scaling-stroke }
 rect:hover { fill: #ffffff55; stroke-width: 5 }
 </style>
-<p>Hover over a box: its score, c (centerness) and b (predicted IoU). Proposals: purple (low score)
-to yellow; blue: known objects; green: novel ones found at IoU 0.5; white, dashed: novel ones
-missed.</p>
+<p>Hover over a box: its score, c (centerness), b (predicted IoU) and m (that of the mask) where
+known. Proposals: purple (low score) to yellow.</p>
+"""
+PAGE_OF_OBJECTS = """\
+<p>Objects: known ones blue, novel ones green if found at IoU 0.5, white and dashed if missed.</p>
 """
 
 
@@ -392,8 +409,8 @@ def _card(name, image, found, objects):
     rects = []  # the best last: on top
     for i in range(len(scores))[::-1]:
         text = f"{i + 1}: score {scores[i]:.3f}"
-        if found["objectness"] is not None:
-            text += f", c {found['objectness'][i]:.3f}, b {found['box_scores'][i]:.3f}"
+        for name, values in found["qualities"].items():
+            text += f", {QUALITIES[name][0]} {values[i]:.3f}"
         rects.append(_rect(found["boxes"][i], "rgb({},{},{})".format(*colors[i]), text))
     if objects:
         for box, seen, hit, category in zip(

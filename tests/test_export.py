@@ -72,7 +72,11 @@ def test_file_tells_what_it_is(exported):
     assert (image.name, shape) == ("image", [3, "height", "width"])
     assert [o.name for o in model.graph.output] == ["boxes", "scores", "objectness", "box_scores"]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    assert json.loads(metadata["oln_d2"]) == {"min_size": 160, "max_size": 260}
+    assert json.loads(metadata["oln_d2"]) == {
+        "min_size": 160,
+        "max_size": 260,
+        "max_detections": 50,
+    }
 
 
 def test_torchscript_needs_torch_and_torchvision_only(exported, tmp_path):
@@ -96,7 +100,7 @@ def test_torchscript_needs_torch_and_torchvision_only(exported, tmp_path):
         [sys.executable, "-W", "ignore", "-c", code, *map(str, files)], check=True, cwd=tmp_path
     )
     found, settings = torch.load(files[2])
-    assert json.loads(settings) == {"min_size": 160, "max_size": 260}
+    assert json.loads(settings) == {"min_size": 160, "max_size": 260, "max_detections": 50}
     assert_same(dict(zip(["boxes", "scores", "objectness", "box_scores"], found)), expected, 200)
 
 

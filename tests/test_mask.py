@@ -129,7 +129,7 @@ def test_all_three_scores_rank_before_the_cut():
 
 @NEEDS_DETECTRON2
 def test_score_threshold_is_that_of_the_final_score():
-    """SCORE_THRESH_TEST must not let boxes pass whose mask is bad, nor drop any whose mask is good."""
+    """SCORE_THRESH_TEST must not pass boxes whose mask is bad, nor drop any whose mask is good."""
     inputs = images((128, 160))
     model = build().eval()
     with torch.no_grad():

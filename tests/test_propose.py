@@ -119,10 +119,11 @@ def test_batch_size_does_not_change_boxes(weights, tmp_path):
     same(results(tmp_path / "1"), results(tmp_path / "3"))
 
 
-def test_selection(weights, photos, tmp_path):
+def test_selection(weights, photos, tmp_path, capsys):
     """`--top-k`, `--score` and `--nms` must do as they say."""
     common = [photos / "0.png", "--weights", weights, "--output"]
-    assert propose(*common, tmp_path / "all", "--top-k", 1000) == 0
+    assert propose(*common, tmp_path / "all", "--top-k", 2000) == 0
+    assert "at most 1500 boxes an image, not 2000" in capsys.readouterr().out
     (every,) = results(tmp_path / "all").values()
     scores = array(every, "score")
     assert (np.diff(scores) <= 0).all() and len(every) > 20
@@ -197,8 +198,14 @@ def test_results_are_evaluated(weights, photos, tmp_path, capsys):
     assert "unseen" in capsys.readouterr().out
     ids = {e["image_id"] for e in json.loads((tmp_path / "out/results.json").read_text())}
     assert ids == {70, 69, 68}
-    assert propose(photos, *common) == 2  # images that the file does not have
-    assert "4.png" in capsys.readouterr().err
+    capsys.readouterr()
+    before = (tmp_path / "out/results.json").read_bytes()
+    assert propose(photos, *common) == 0  # also images that the file does not have
+    told = capsys.readouterr().out
+    assert "3 are not in" in told and "4.png" in told and "0 of them new" in told
+    assert len(json.loads(before)) == len(json.loads((tmp_path / "out/results.json").read_text()))
+    assert propose(photos / "4.png", *common) == 2
+    assert "has no image of these file names" in capsys.readouterr().err
     noise(50, 60).save(photos / "more/0.png")
     assert propose(*inputs, photos / "more/0.png", *common) == 2  # two images of one id
     error = capsys.readouterr().err
@@ -219,7 +226,7 @@ def test_second_run_only_does_what_is_new(weights, photos, tmp_path, monkeypatch
         return call(self, images)
 
     monkeypatch.setattr(StandaloneModel, "__call__", count)
-    run = [photos, "--weights", weights, "--output", tmp_path / "out", "--draw", 3]
+    run = [photos, "--weights", weights, "--output", tmp_path / "out", "--draw", "--draw-top", 3]
     assert propose(*run) == 0 and sorted(seen) == sorted(SIZES)
     before, picture = results(tmp_path / "out"), tmp_path / "out/pictures/0.png.jpg"
     drawn = picture.read_bytes()
@@ -291,7 +298,7 @@ def test_unreadable_images_do_not_stop_the_run(weights, photos, tmp_path, capsys
     told = capsys.readouterr().out
     listed = (tmp_path / "out/unreadable.txt").read_text()
     for name in "text.jpg", "cut.png", "broken.png", "empty.png":
-        assert f"{photos / name}: cannot be read as an image" in told and name in listed
+        assert f"{photos / name}: " in told and name in listed
     assert f"{photos / 'link.png'}: no such file" in told
     assert len(results(tmp_path / "out")) == len(SIZES)
     assert (tmp_path / "out/contact_sheet_001.jpg").stat().st_size > 1000
@@ -305,6 +312,7 @@ def test_bad_input_is_one_sentence(weights, photos, tmp_path, capsys):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")  # as Latin-1 has it
     (tmp_path / "other.pth").write_bytes(b"not a checkpoint")
+    torch.jit.trace(torch.nn.Identity(), torch.zeros(1)).save(str(tmp_path / "script.pt"))
     torch.save({"model": {"fc.weight": torch.zeros(2, 2)}}, tmp_path / "fc.pth")
     out = ["--output", tmp_path / "out"]
     good = ["--weights", weights, *out]
@@ -320,6 +328,7 @@ def test_bad_input_is_one_sentence(weights, photos, tmp_path, capsys):
         ([photos, *good, "--score", 2], "--score 2.0"),
         ([photos, *good, "--nms", "nan"], "--nms nan"),
         ([photos, "--weights", weights, "--output", tmp_path / "text.txt"], "is a file"),
+        ([photos, "--weights", tmp_path / "script.pt", *out], "script.pt: is TorchScript"),
         ([photos, "--weights", weights, "--output", tmp_path / "text.txt/out"], "Not a directory"),
         ([photos, "--weights", weights, "--output", photos], "outside of"),
         ([tmp_path / "old", *good], "not UTF-8"),
@@ -463,10 +472,19 @@ def test_recipes_of_the_model_zoo(name, photos, tmp_path):
     torch.manual_seed(0)
     torch.save({"model": build_model(load_config(recipe)).state_dict()}, path)
     options = ["--config-file", recipe, "--weights", path, "--output", tmp_path / "out"]
-    assert propose(photos / "0.png", *options, "--top-k", 5, "--draw") == 0
+    # As a process: in this one the components are registered already.
+    line = ["propose", photos / "0.png", *options, "--top-k", 5, "--draw"]
+    command = [sys.executable, "-W", "ignore", "-m", "oln_d2", *map(str, line)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     (entries,) = results(tmp_path / "out").values()
     assert len(entries) == 5 and ("objectness" in entries[0]) == (name == "oln_mask")
-    assert ("segmentation" in entries[0]) == (name == "oln_mask")
+    assert ("segmentation" in entries[0]) == ("mask_score" in entries[0]) == (name == "oln_mask")
+    if name == "oln_mask":
+        qualities = [array(entries, key) for key in ("objectness", "box_score", "mask_score")]
+        np.testing.assert_allclose(
+            np.prod(qualities, axis=0) ** (1 / 3), array(entries, "score"), rtol=1e-4
+        )
     assert (tmp_path / "out/pictures/0.png.jpg").exists()
 
 
@@ -557,15 +575,15 @@ def test_pictures_are_those_asked_for(weights, photos, tmp_path):
     """
     run = [photos, "--weights", weights, "--output", tmp_path / "out"]
     picture = tmp_path / "out/pictures/0.png.jpg"
-    assert propose(*run, "--draw", 1) == 0
+    assert propose(*run, "--draw", "--draw-top", 1) == 0
     few = picture.read_bytes()
-    assert propose(*run, "--draw", 30) == 0
+    assert propose(*run, "--draw", "--draw-top", 30) == 0
     assert picture.read_bytes() != few
-    assert propose(*run, "--draw", 1) == 0
+    assert propose(*run, "--draw", "--draw-top", 1) == 0
     assert picture.read_bytes() == few
     picture.unlink()
     (photos / "0.png").write_text("broken by now")
-    assert propose(*run, "--draw", 1, "--contact-sheet") == 0
+    assert propose(*run, "--draw-top", 1, "--contact-sheet") == 0
     assert not picture.exists() and "0.png" in (tmp_path / "out/unreadable.txt").read_text()
 
 

@@ -254,13 +254,12 @@ def test_bad_input_is_one_sentence(data, trained, tmp_path):
             ["MODEL.OLN.OBJECTNESS_TARGET", "giou"],
             "MODEL.OLN.OBJECTNESS_TARGET is 'giou'",
         ),
-        (tmp_path / "empty", [], [], "instances_val2017.json: no such file"),
-        (
-            tmp_path / "empty",
-            ["--num-gpus", 2],
-            ["MODEL.DEVICE", "cuda"],
-            "val2017.json: no such file",
-        ),
+        (tmp_path / "empty", [], [], "instances_train2017.json: no such file; the data set coco_"),
+        (tmp_path / "empty", [*evaluate, "--num-gpus", 2], weights, "DETECTRON2_DATASETS names"),
+        (data, ["--num-gpus", 99], ["MODEL.DEVICE", "cuda"], "this needs 99 CUDA devices"),
+        (data, [], ["MODEL.WEIGHTS", "http://127.0.0.1:9/w.pkl"], "w.pkl: cannot be fetched"),
+        (data, ["--config-file", "oln_bix_R_50_FPN.yaml"], [], "near it: oln_box_R_50_FPN.yaml"),
+        (data, ["--config-file", ""], [], "--config-file is missing"),
     ]
     for folder, options, settings, message in cases:
         code, log = run(folder, tmp_path / "out", *settings, options=options)

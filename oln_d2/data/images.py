@@ -3,7 +3,7 @@
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from oln_d2.errors import InputError
 
@@ -28,7 +28,7 @@ def open_image(path):
             warnings.simplefilter("ignore")  # Pillow's, of half the pixels that it refuses
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such file") from None
     except Image.DecompressionBombError:
         raise InputError(
@@ -37,8 +37,12 @@ def open_image(path):
         ) from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    except UnidentifiedImageError:
+        raise InputError(
+            f"{path}: is no image in a format that can be read here; convert or fetch it again"
+        ) from None
     except Exception as error:  # the readers of the formats raise all kinds
-        reason = str(error).replace(str(path), "").replace("''", "it")
+        reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path}: cannot be read as an image ({reason}); fetch it again") from None
 
 

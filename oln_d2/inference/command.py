@@ -20,10 +20,11 @@ from oln_d2.inference.journal import Journal
 from oln_d2.inference.models import load_model
 from oln_d2.visualize import contact_sheet, draw_proposals, picture_path, save_picture
 
-QUALITIES = {"objectness": "objectness", "box_scores": "box_score"}  # and their names in the files
+# The fields of detections beside boxes and scores, and their names in files.
+QUALITIES = {"objectness": "objectness", "box_scores": "box_score", "mask_scores": "mask_score"}
+TOLD = 3  # of the images that a message is about
 WAITING = 4  # batches of images that wait for others of their size
 ON_A_SHEET = 60
-DRAWN = 20
 
 
 def propose(args):
@@ -43,7 +44,10 @@ def propose(args):
         require_video()
     if args.format == "yolo":
         _check_labels(sources)
-    image_ids = _image_ids(args.gt, sources) if args.gt else None
+    image_ids = None
+    if args.gt:
+        image_ids, unknown = _image_ids(args.gt, sources)
+        sources = [source for source in sources if source.name in image_ids]
     model = load_model(args.weights, args.config_file, args.device)
     settings = {"model": model.identity, "root": root}
     settings |= {name: getattr(args, name) for name in ("top_k", "score", "nms", "every")}
@@ -52,14 +56,19 @@ def propose(args):
     except OSError as error:
         raise InputError(f"--output {args.output}: cannot be made ({error.strerror})") from None
     journal = Journal(os.path.join(args.output, "journal.jsonl"), settings)
-    done, failures = _run(model, sources, journal, args)
+    done, new, failures = _run(model, sources, journal, args)
     names = [name for own in done.values() for name in own]
     _write(names, image_ids, journal, args)
     if names and (args.draw or args.contact_sheet):
         _draw(done, journal, args)
     print(
-        f"Proposals for {len(names)} images are in {args.output}, images named relative to {root}"
+        f"Proposals for {len(names)} images, {new} of them new, are in {args.output}; images are "
+        f"named relative to {root}"
     )
+    if args.top_k > model.max_detections:
+        print(f"The model gives at most {model.max_detections} boxes an image, not {args.top_k}")
+    if args.gt and unknown:
+        print(f"{len(unknown)} are not in {args.gt} and were left out: {_some(unknown)}")
     with write_whole(os.path.join(args.output, "unreadable.txt")) as temporary:
         Path(temporary).write_text(
             "".join(f"{failure}\n" for failure in failures), encoding="utf-8"
@@ -70,7 +79,7 @@ def propose(args):
 
 
 def _check(args):
-    for option in ("batch_size", "top_k", "every", "draw"):
+    for option in ("batch_size", "top_k", "every", "draw_top"):
         value = getattr(args, option)
         if value is not None and value < 1:
             raise InputError(f"--{option.replace('_', '-')} {value}: expected 1 or more")
@@ -101,22 +110,36 @@ def _label(name):
 
 
 def _image_ids(gt, sources):
-    """Image ids of a COCO file by the sources' names: its file_name is the end of a path."""
+    """
+    Image ids of a COCO file by the sources' names: its file_name is the end of a path. And the
+    paths of the sources that it does not have.
+    """
     ids = {image.get("file_name"): image["id"] for image in load_coco(gt)["images"]}
-    ret, first = {}, {}
+    ret, first, unknown = {}, {}, []
     for source in sources:
         parts = source.path.split(os.sep)
         ends = ("/".join(parts[i:]) for i in range(len(parts)))  # the longest first
         known = next((end for end in ends if end in ids), None)
         if known is None:
-            raise InputError(f"{source.path}: {gt} has no image of this file_name; leave it out")
+            unknown.append(source.path)
+            continue
         if first.setdefault(known, source) is not source:
             raise InputError(
                 f"{first[known].path} and {source.path} would both be the image {known} of {gt}; "
                 "leave one out"
             )
         ret[source.name] = ids[known]
-    return ret
+    if not ret:
+        raise InputError(
+            f"{gt}: has no image of these file names: {_some(unknown)}; give the file of these "
+            "images"
+        )
+    return ret, unknown
+
+
+def _some(paths):
+    more = f" and {len(paths) - TOLD} more" if len(paths) > TOLD else ""
+    return ", ".join(paths[:TOLD]) + more
 
 
 def _run(model, sources, journal, args):
@@ -125,14 +148,16 @@ def _run(model, sources, journal, args):
 
     Returns:
         dict[Source, list[str]]: the names of the frames of each; none where it cannot be read.
+        int: how many were not in the journal.
         list[str]: what went wrong.
     """
-    done, failures, waiting = {}, [], {}
+    done, failures, waiting, new = {}, [], {}, 0
     progress = tqdm(desc="proposing", unit="image", disable=None)
     if not any(source.is_video for source in sources):
         progress.total = len(sources)
 
     def finish(shape):
+        nonlocal new
         batch = waiting.pop(shape)
         try:
             found = model([image for *_, image in batch])
@@ -147,6 +172,7 @@ def _run(model, sources, journal, args):
             entry = {"height": image.height, "width": image.width}
             journal.add(name, stamp, entry | _selected(detections, args))
         progress.update(len(batch))
+        new += len(batch)
 
     for source in sources:
         stamp = _stamp(source.path)
@@ -179,7 +205,7 @@ def _run(model, sources, journal, args):
     for shape in list(waiting):
         finish(shape)
     progress.close()
-    return done, failures
+    return done, new, failures
 
 
 def _stamp(path):
@@ -276,7 +302,7 @@ def _picture(output, name):
 
 def _draw(done, journal, args):
     """Pictures of all images that have none yet, and sheets of all."""
-    number = args.draw or DRAWN
+    number = args.draw_top
     paths = {name: _picture(args.output, name) for own in done.values() for name in own}
     drawn = os.path.join(args.output, "pictures", "boxes.txt")  # how many there are on pictures
     if not os.path.exists(drawn) or Path(drawn).read_text() != str(number):
@@ -293,12 +319,16 @@ def _draw(done, journal, args):
             if isinstance(image, InputError):
                 raise image  # it could be read when the run began
             entry = _load(journal, name)
-            found = {
-                key: entry[key][:number]
-                for key in ("boxes", "scores", *QUALITIES, "masks")
-                if key in entry
+            best = {
+                key: value[:number]
+                for key, value in entry.items()
+                if isinstance(value, (list, np.ndarray))
             }
-            save_picture(draw_proposals(image, **found), paths[name])
+            qualities = {QUALITIES[key]: best[key] for key in QUALITIES if key in best}
+            picture = draw_proposals(
+                image, best["boxes"], best["scores"], qualities, best.get("masks")
+            )
+            save_picture(picture, paths[name])
     if args.contact_sheet:
         paths = list(paths.items())
         for number, begin in enumerate(range(0, len(paths), ON_A_SHEET), 1):

@@ -21,6 +21,7 @@ class StandaloneModel:
 
     Attributes:
         identity (str): differs where the proposals may.
+        max_detections (int): that the model keeps of an image.
     """
 
     def __init__(self, weights, device):
@@ -29,6 +30,7 @@ class StandaloneModel:
         self.identity = _digest(weights)
         self.device = device
         self.model = load_detector(weights).to(device)
+        self.max_detections = self.model.roi_heads.detections_per_img
 
     def input_shape(self, height, width):
         """
@@ -49,8 +51,8 @@ class StandaloneModel:
 
         Returns:
             list[dict]: for each, arrays, best first: `boxes` (D, 4), XYXY in pixels of the image;
-            `scores` (D,); and, if the model has them, `objectness` and `box_scores` (D,), `masks`
-            (list of D COCO RLE).
+            `scores` (D,); and, if the model has them, `objectness`, `box_scores` and `mask_scores`
+            (D,), `masks` (list of D COCO RLE).
         """
         found = self.model([to_tensor(image).to(self.device) for image in images])
         return [_arrays(detections) for detections in found]
@@ -65,6 +67,7 @@ class ExportedModel(StandaloneModel):
         self.identity = _digest(weights)
         self.device = "cpu"  # of the images that it is given
         self.model = OnnxDetector(weights, device=device)
+        self.max_detections = self.model.max_detections
 
 
 class Detectron2Model:
@@ -81,14 +84,15 @@ class Detectron2Model:
         require_detectron2("--config-file")
         from detectron2.modeling import build_model
 
-        from oln_d2 import model_zoo
+        import oln_d2.modeling  # noqa: F401  registers the components
         from oln_d2.train_net import load_config
         from oln_d2.training import StrictCheckpointer
 
-        if not os.path.isfile(config_file):
-            config_file = model_zoo.get_config_file(config_file)
         cfg = load_config(config_file, ["MODEL.DEVICE", device, "MODEL.WEIGHTS", weights])
         self.input = cfg.INPUT
+        self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
+        if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+            self.max_detections = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
         self.model = build_model(cfg).eval()
         StrictCheckpointer(self.model).load(weights)
         cfg.defrost()
@@ -131,7 +135,7 @@ class Detectron2Model:
         if masks is not None:
             fields["masks"] = masks
         instances = output.get("instances")
-        for name in ("objectness", "box_scores"):
+        for name in ("objectness", "box_scores", "mask_scores"):
             if instances is not None and instances.has(name):
                 fields[name] = instances.get(name)
         return fields
@@ -185,7 +189,7 @@ def _arrays(detections):
     arrays = {
         key: np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)
         for key, value in detections.items()
-        if key in ("boxes", "scores", "objectness", "box_scores")
+        if key in ("boxes", "scores", "objectness", "box_scores", "mask_scores")
     }
     if "masks" in detections:
         arrays["masks"] = getattr(detections["masks"], "rles", detections["masks"])

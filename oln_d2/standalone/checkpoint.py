@@ -44,6 +44,11 @@ def read_checkpoint(path):
         ) from None
     except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "TorchScript" in str(error):
+            raise InputError(
+                f"{path}: is TorchScript, as `export` writes it, which torch.jit.load runs; give "
+                "the checkpoint that it was made of, or to `propose` an .onnx"
+            ) from None
         held = re.search(r"GLOBAL ([\w.]*\w)", str(error))  # torch says so after much else
         if held:
             reason = f"it holds {held[1]}"

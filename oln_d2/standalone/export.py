@@ -70,8 +70,8 @@ def export(checkpoint, output):
         checkpoint (str): what :func:`oln_d2.standalone.load_detector` reads.
         output (str): name.onnx, opset 17; or name.pt, TorchScript, to run on a CPU with torch and
             torchvision. Both compute :class:`ExportedGraph`, for images of any size, and tell
-            `min_size` and `max_size` as JSON: the first under `oln_d2` in its metadata, the second
-            in the extra file `oln_d2`.
+            `min_size`, `max_size` and `max_detections` as JSON: the first under `oln_d2` in its
+            metadata, the second in the extra file `oln_d2`.
 
     Raises:
         InputError: paths that cannot be used, or the checkpoint of another model.
@@ -91,7 +91,8 @@ def export(checkpoint, output):
         )
     model.requires_grad_(False)
     transform = model.transform
-    settings = json.dumps({"min_size": transform.min_size[-1], "max_size": transform.max_size})
+    settings = {"min_size": transform.min_size[-1], "max_size": transform.max_size}
+    settings = json.dumps({**settings, "max_detections": model.roi_heads.detections_per_img})
     # Noise of any size would do: no branch of the model depends on what it sees.
     example = torch.rand(3, 224, 320) * 255
     with warnings.catch_warnings(), write_whole(output) as temporary:
@@ -166,7 +167,9 @@ class OnnxDetector:
                 f"{path}: does not tell how it wants its images; give a file that "
                 "`python -m oln_d2 export` wrote"
             )
-        self.transform = Transform(**json.loads(settings)).eval()
+        settings = json.loads(settings)
+        self.max_detections = settings["max_detections"]
+        self.transform = Transform(settings["min_size"], settings["max_size"]).eval()
 
     def __call__(self, images):
         """
