@@ -33,7 +33,7 @@ LINE, TEXT = 2.5, 15
 TOLD = 10  # of the images that cannot be drawn
 LABELS = 10  # of the best boxes; more would hide the image
 # Fields of a results file beside the score, and what labels and legend call them.
-QUALITIES = {
+QUALITY_NAMES = {
     "objectness": ("c", "centerness"),
     "box_score": ("b", "IoU of the box"),
     "mask_score": ("m", "IoU of the mask"),
@@ -50,8 +50,8 @@ def draw_proposals(image, boxes, scores, qualities=None, masks=None, objects=Non
         image (PIL.Image.Image): RGB.
         boxes (ndarray): shape (D, 4), all are drawn.
         scores (ndarray): shape (D,).
-        qualities (dict[str, ndarray], optional): shape (D,), those of `QUALITIES` that there are;
-            told in the labels of the best.
+        qualities (dict[str, ndarray], optional): shape (D,), those of `QUALITY_NAMES` that there
+            are; told in the labels of the best.
         masks (list[dict], optional): D masks as COCO RLE.
         objects (Objects, optional): the ground truth of the image.
 
@@ -88,7 +88,7 @@ def draw_proposals(image, boxes, scores, qualities=None, masks=None, objects=Non
     qualities = qualities or {}
     for i in order[:LABELS]:
         numbers = [f"{scores[i]:.{digits}f}"]
-        numbers += [f"{QUALITIES[name][0]} {value[i]:.2f}" for name, value in qualities.items()]
+        numbers += [f"{QUALITY_NAMES[name][0]} {value[i]:.2f}" for name, value in qualities.items()]
         _label(draw, scale * boxes[i], "  ".join(numbers), colors[i], font, used, size)
     entries = (
         [("bar", f"{len(boxes)} proposals, score")] if len(boxes) else [(None, "no proposals")]
@@ -96,7 +96,7 @@ def draw_proposals(image, boxes, scores, qualities=None, masks=None, objects=Non
     if len(boxes) > LABELS:
         entries[0] = "bar", f"{len(boxes)} proposals, the {LABELS} best with numbers; score"
     if qualities and len(boxes):
-        entries.append((None, ", ".join(": ".join(QUALITIES[name]) for name in qualities)))
+        entries.append((None, ", ".join(": ".join(QUALITY_NAMES[name]) for name in qualities)))
     if objects:
         entries += _entries_of(objects, is_found)
     legend = _legend(max(size[0], 480), entries, f"{low:.{digits}f}", f"{high:.{digits}f}")
@@ -357,15 +357,15 @@ def visualize(args):
 
 
 _Qualities = msgspec.defstruct(
-    "_Qualities", [(name, float | None, None) for name in QUALITIES], gc=False
+    "_Qualities", [(name, float | None, None) for name in QUALITY_NAMES], gc=False
 )
 
 
 def _read_qualities(path):
-    """dict[str, (D,)]: those of `QUALITIES` that all entries of a results file have."""
+    """dict[str, (D,)]: those of `QUALITY_NAMES` that all entries of a results file have."""
     with open(path, "rb") as f:
         entries = msgspec.json.decode(f.read(), type=list[_Qualities])
-    columns = {name: [getattr(entry, name) for entry in entries] for name in QUALITIES}
+    columns = {name: [getattr(entry, name) for entry in entries] for name in QUALITY_NAMES}
     return {name: np.array(column) for name, column in columns.items() if None not in column}
 
 
@@ -410,7 +410,7 @@ def _card(name, image, found, objects):
     for i in range(len(scores))[::-1]:
         text = f"{i + 1}: score {scores[i]:.3f}"
         for name, values in found["qualities"].items():
-            text += f", {QUALITIES[name][0]} {values[i]:.3f}"
+            text += f", {QUALITY_NAMES[name][0]} {values[i]:.3f}"
         rects.append(_rect(found["boxes"][i], "rgb({},{},{})".format(*colors[i]), text))
     if objects:
         for box, seen, hit, category in zip(

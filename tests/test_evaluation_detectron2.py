@@ -16,12 +16,12 @@ from detectron2.structures import Boxes, Instances  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
 
 from oln_d2.errors import InputError  # noqa: E402
-from oln_d2.evaluation import (
+from oln_d2.evaluation import (  # noqa: E402
     GroundTruth,
     OpenWorldEvaluator,
     OpenWorldRecall,
     read_results,
-)  # noqa: E402
+)
 
 SIZE = (100, 120)
 NUM_IMAGES = 5

@@ -221,6 +221,9 @@ def test_masks_train_and_are_evaluated(data, tmp_path):
     results = tmp_path / "inference/coco_2017_voc_val/coco_instances_results.json"
     detections = json.loads(results.read_text())
     assert detections and all("counts" in detection["segmentation"] for detection in detections)
+    for detection in detections[:20]:  # `visualize` tells them
+        c, b, m = (detection[name] for name in ("objectness", "box_score", "mask_score"))
+        assert detection["score"] == pytest.approx((c * b * m) ** (1 / 3), rel=1e-4)
 
 
 @NEEDS_DETECTRON2

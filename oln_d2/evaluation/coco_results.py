@@ -17,6 +17,12 @@ PIECE = 2**23
 # How many places are tried to cut a piece, should entries hold lists of objects.
 CUTS = 100
 BETWEEN_ENTRIES = re.compile(rb"\}\s*,\s*(?=\{)")
+# What OLN's score is made of: fields of detections, and of a results file's entries.
+QUALITY_FIELDS = {
+    "objectness": "objectness",
+    "box_scores": "box_score",
+    "mask_scores": "mask_score",
+}
 # XYXY boxes read as XYWH reach beyond their image; this share of them does not by accident.
 SHARE_BEYOND = 0.2
 

@@ -15,7 +15,7 @@ from detectron2.data import MetadataCatalog  # noqa: E402
 from detectron2.evaluation import DatasetEvaluator  # noqa: E402
 from detectron2.utils.file_io import PathManager  # noqa: E402
 
-from oln_d2.evaluation.coco_results import write_results  # noqa: E402
+from oln_d2.evaluation.coco_results import QUALITY_FIELDS, write_results  # noqa: E402
 from oln_d2.evaluation.ground_truth import GroundTruth  # noqa: E402
 from oln_d2.evaluation.open_world import DEFAULT_KS, OpenWorldRecall  # noqa: E402
 from oln_d2.evaluation.result import GROUPS, write_report  # noqa: E402
@@ -81,11 +81,11 @@ class OpenWorldEvaluator(DatasetEvaluator):
             outputs (list[dict]): each with "instances" or "proposals" in the scale of the image.
         """
         for given, output in zip(inputs, outputs):
-            boxes, scores, masks = read_output(output)
+            boxes, scores, masks, qualities = read_output(output)
             # XYWH, as they are written, so that scoring the file gives exactly the same.
             boxes = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
             # A sampler that pads the last batch shows an image twice.
-            self._detections.setdefault(given["image_id"], (boxes, scores, masks))
+            self._detections.setdefault(given["image_id"], (boxes, scores, masks, qualities))
 
     def evaluate(self):
         """
@@ -118,13 +118,13 @@ class OpenWorldEvaluator(DatasetEvaluator):
             logger.info(f"Detections are in {path}")
 
         iou_types = ["box"]
-        if any(m is not None for _, _, m in detections.values()) and gt.has_masks:
+        if any(m is not None for _, _, m, _ in detections.values()) and gt.has_masks:
             iou_types.append("mask")
         results, report = OrderedDict(), []
         for iou_type in iou_types:
             for protocol in self._protocols:
                 recall = OpenWorldRecall(gt, protocol, iou_type=iou_type, **self._settings)
-                for image, (boxes, scores, masks) in detections.items():
+                for image, (boxes, scores, masks, _) in detections.items():
                     recall.update(image, boxes, scores, masks=masks, box_format="xywh")
                 result = recall.result()
                 logger.info(f"Open-world recall on {self._json_file}:\n{result}")
@@ -146,12 +146,19 @@ def read_output(output):
         boxes (ndarray): shape (d, 4), XYXY, absolute pixels.
         scores (ndarray): shape (d,). Proposals are sorted by them, instances as they come.
         masks (list[dict] or None): d masks as COCO RLE.
+        qualities (dict[str, ndarray]): shape (d,), what the score is made of, as far as the
+            instances
+            tell: "objectness", "box_score" and "mask_score".
     """
+    qualities = {}
     if "instances" in output:
         instances = output["instances"]
         boxes, scores = instances.pred_boxes.tensor, instances.scores
         masks = _encode(instances.pred_masks) if instances.has("pred_masks") else None
         scores = scores.cpu().double().numpy()
+        for field, name in QUALITY_FIELDS.items():
+            if instances.has(field):
+                qualities[name] = instances.get(field).cpu().numpy()
     else:
         proposals, masks = output["proposals"], None
         # The sigmoid of different logits may be equal, so these are sorted before.
@@ -160,7 +167,7 @@ def read_output(output):
         )
         boxes = proposals.proposal_boxes.tensor.cpu()[order]
         scores = logits.sigmoid().numpy()
-    return boxes.cpu().double().numpy(), scores, masks
+    return boxes.cpu().double().numpy(), scores, masks, qualities
 
 
 def _encode(masks):

@@ -18,10 +18,14 @@ from oln_d2.files import write_whole
 from oln_d2.inference.inputs import find_sources, read_frames, require_video
 from oln_d2.inference.journal import Journal
 from oln_d2.inference.models import load_model
-from oln_d2.visualize import contact_sheet, draw_proposals, picture_path, save_picture
+from oln_d2.visualize import (
+    QUALITY_NAMES,
+    contact_sheet,
+    draw_proposals,
+    picture_path,
+    save_picture,
+)
 
-# The fields of detections beside boxes and scores, and their names in files.
-QUALITIES = {"objectness": "objectness", "box_scores": "box_score", "mask_scores": "mask_score"}
 TOLD = 3  # of the images that a message is about
 WAITING = 4  # batches of images that wait for others of their size
 ON_A_SHEET = 60
@@ -239,7 +243,7 @@ def _selected(detections, args):
 def _load(journal, name):
     entry = journal.read(name)
     entry["boxes"] = np.array(entry["boxes"], float).reshape(-1, 4)
-    for key in ("scores", *QUALITIES):
+    for key in ("scores", *QUALITY_NAMES):
         if key in entry:
             entry[key] = np.array(entry[key], float)
     return entry
@@ -259,7 +263,7 @@ def _write(names, image_ids, journal, args):
                     ),
                     entry["scores"],
                     entry.get("masks"),
-                    {QUALITIES[key]: entry[key] for key in QUALITIES if key in entry},
+                    {key: entry[key] for key in QUALITY_NAMES if key in entry},
                 )
                 for name, entry in entries()
             ),
@@ -278,10 +282,10 @@ def _write(names, image_ids, journal, args):
             temporary, "w", newline="", encoding="utf-8"
         ) as f:
             writer = csv.writer(f)
-            writer.writerow(["file_name", "x1", "y1", "x2", "y2", "score", *QUALITIES.values()])
+            writer.writerow(["file_name", "x1", "y1", "x2", "y2", "score", *QUALITY_NAMES])
             for name, entry in entries():
                 blank = [""] * len(entry["scores"])
-                columns = (entry.get(key, blank) for key in ("scores", *QUALITIES))
+                columns = (entry.get(key, blank) for key in ("scores", *QUALITY_NAMES))
                 for box, *scores in zip(entry["boxes"].tolist(), *columns):
                     writer.writerow([name, *box, *scores])
     else:
@@ -324,7 +328,7 @@ def _draw(done, journal, args):
                 for key, value in entry.items()
                 if isinstance(value, (list, np.ndarray))
             }
-            qualities = {QUALITIES[key]: best[key] for key in QUALITIES if key in best}
+            qualities = {key: best[key] for key in QUALITY_NAMES if key in best}
             picture = draw_proposals(
                 image, best["boxes"], best["scores"], qualities, best.get("masks")
             )

@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from oln_d2.errors import InputError, require_detectron2
+from oln_d2.evaluation.coco_results import QUALITY_FIELDS
 
 
 class StandaloneModel:
@@ -51,11 +52,17 @@ class StandaloneModel:
 
         Returns:
             list[dict]: for each, arrays, best first: `boxes` (D, 4), XYXY in pixels of the image;
-            `scores` (D,); and, if the model has them, `objectness`, `box_scores` and `mask_scores`
+            `scores` (D,); and, if the model has them, `objectness`, `box_score` and `mask_score`
             (D,), `masks` (list of D COCO RLE).
         """
         found = self.model([to_tensor(image).to(self.device) for image in images])
-        return [_arrays(detections) for detections in found]
+        names = {"boxes": "boxes", "scores": "scores", **QUALITY_FIELDS}
+        ret = []
+        for fields in found:
+            ret.append({names[key]: fields[key].cpu().numpy() for key in names if key in fields})
+            if "masks" in fields:
+                ret[-1]["masks"] = fields["masks"].rles
+        return ret
 
 
 class ExportedModel(StandaloneModel):
@@ -116,6 +123,8 @@ class Detectron2Model:
     @torch.no_grad()
     def __call__(self, images):
         """See :class:`StandaloneModel`."""
+        from oln_d2.evaluation.detectron2_evaluator import read_output
+
         inputs = []
         for image in images:
             size = self._resized(image.height, image.width)[::-1]
@@ -124,21 +133,13 @@ class Detectron2Model:
                 pixels = pixels[:, :, ::-1]
             tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
             inputs.append({"image": tensor, "height": image.height, "width": image.width})
-        return [_arrays(self._fields(output)) for output in self.model(inputs)]
-
-    @staticmethod
-    def _fields(output):
-        from oln_d2.evaluation.detectron2_evaluator import read_output
-
-        boxes, scores, masks = read_output(output)
-        fields = {"boxes": boxes, "scores": scores}
-        if masks is not None:
-            fields["masks"] = masks
-        instances = output.get("instances")
-        for name in ("objectness", "box_scores", "mask_scores"):
-            if instances is not None and instances.has(name):
-                fields[name] = instances.get(name)
-        return fields
+        found = []
+        for output in self.model(inputs):
+            boxes, scores, masks, qualities = read_output(output)
+            found.append({"boxes": boxes, "scores": scores, **qualities})
+            if masks is not None:
+                found[-1]["masks"] = masks
+        return found
 
 
 def load_model(weights, config_file, device):
@@ -183,14 +184,3 @@ def _digest(path):
 
 def _padded(shape, divisor):
     return tuple(-(-side // divisor) * divisor for side in shape)
-
-
-def _arrays(detections):
-    arrays = {
-        key: np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)
-        for key, value in detections.items()
-        if key in ("boxes", "scores", "objectness", "box_scores", "mask_scores")
-    }
-    if "masks" in detections:
-        arrays["masks"] = getattr(detections["masks"], "rles", detections["masks"])
-    return arrays

@@ -45,10 +45,7 @@ def read_checkpoint(path):
     except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "TorchScript" in str(error):
-            raise InputError(
-                f"{path}: is TorchScript, as `export` writes it, which torch.jit.load runs; give "
-                "the checkpoint that it was made of, or to `propose` an .onnx"
-            ) from None
+            raise _is_script(path) from None
         held = re.search(r"GLOBAL ([\w.]*\w)", str(error))  # torch says so after much else
         if held:
             reason = f"it holds {held[1]}"
@@ -57,6 +54,8 @@ def read_checkpoint(path):
             "is not executed. Where you trust the file, load it yourself and torch.save its state "
             "dict"
         ) from None
+    if isinstance(content, torch.jit.ScriptModule):  # older versions of torch load it
+        raise _is_script(path)
     if not isinstance(content, dict):
         raise InputError(
             f"{path}: holds a {type(content).__name__}, not a checkpoint (a dict of tensors)"
@@ -70,6 +69,13 @@ def read_checkpoint(path):
             f"{path}: holds no tensors; give a checkpoint that Detectron2 or `train` wrote"
         )
     return content
+
+
+def _is_script(path):
+    return InputError(
+        f"{path}: is TorchScript, as `export` writes it, which torch.jit.load runs; give the "
+        "checkpoint that it was made of, or to `propose` an .onnx"
+    )
 
 
 def _numpy_scalars_allowed():
