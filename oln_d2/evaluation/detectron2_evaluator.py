@@ -147,8 +147,7 @@ def read_output(output):
         scores (ndarray): shape (d,). Proposals are sorted by them, instances as they come.
         masks (list[dict] or None): d masks as COCO RLE.
         qualities (dict[str, ndarray]): shape (d,), what the score is made of, as far as the
-            instances
-            tell: "objectness", "box_score" and "mask_score".
+            instances tell: "objectness", "box_score" and "mask_score".
     """
     qualities = {}
     if "instances" in output:
