@@ -62,16 +62,11 @@ examples:
       --output pictures/
 """
 
-SPLIT_HELP = (
-    "the seen categories: voc, 20 of COCO's 80; person; coco, all 80; or the same by the names of "
-    f"another data set, {', '.join(name for name in SPLITS if '_' in name)}"
-)
-
 
 def main(argv=None):
     """
-    Run a command. Return its exit code: 0, 1 if part of a sweep failed, or 2 for bad input and for
-    training that diverged.
+    Run a command. Return its exit code: 0, 1 if what it ran on failed (recipes of a sweep, all
+    images), or 2 for bad input and for training that diverged.
     """
     parser = argparse.ArgumentParser(
         prog="python -m oln_d2", description="Open-world object localization."
@@ -103,7 +98,7 @@ def add_quickstart(commands):
         "Interrupted, it goes on where it was when the same command is given again.",
     )
     parser.add_argument(
-        "--output", default="output/quickstart", metavar="DIR", help="default output/quickstart"
+        "--output", default="output/quickstart", metavar="DIR", help="default %(default)s"
     )
     parser.add_argument(
         "--engine", choices=["auto", "standalone", "detectron2"], default="auto",
@@ -114,9 +109,11 @@ def add_quickstart(commands):
         "--control", action="store_true", help="leave the novel objects out of the training images"
     )
     parser.add_argument(
-        "--images", type=int, default=200, metavar="N", help="to train on, default 200"
+        "--images", type=int, default=200, metavar="N", help="to train on, default %(default)s"
     )
-    parser.add_argument("--epochs", type=float, default=5.0, metavar="N", help="default 5")
+    parser.add_argument(
+        "--epochs", type=float, default=5.0, metavar="N", help="default %(default)s"
+    )
 
     def run(args):
         from oln_d2.quickstart import quickstart
@@ -146,18 +143,19 @@ def add_train(commands):
         "--train-json", required=True, metavar="FILE", help="annotations, COCO format"
     )
     parser.add_argument("--images", required=True, metavar="DIR", help="the folder of their images")
-    seen = parser.add_mutually_exclusive_group(required=True)
-    seen.add_argument("--split", choices=list(SPLITS), metavar="SPLIT", help=SPLIT_HELP)
-    seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
+    _add_seen(parser, required=True)
     parser.add_argument(
         "--val-json", metavar="FILE", help="evaluate on these annotations in the end"
     )
     parser.add_argument("--val-images", metavar="DIR", help="the folder of their images")
     parser.add_argument(
-        "--output", default="output/train", metavar="DIR", help="default output/train"
+        "--output", default="output/train", metavar="DIR", help="default %(default)s"
     )
     parser.add_argument(
-        "--depth", type=int, default=50, help="of the ResNet: 10, 18, 34, 50 (default) or 101"
+        "--depth",
+        type=int,
+        default=50,
+        help="of the ResNet: 10, 18, 34, 50 or 101, default %(default)s",
     )
     parser.add_argument(
         "--scratch", action="store_true",
@@ -172,15 +170,23 @@ def add_train(commands):
         "testing (default 800)",
     )  # fmt: skip
     parser.add_argument(
-        "--max-size", type=int, default=1333, metavar="PX", help="of the longer side (default 1333)"
+        "--max-size",
+        type=int,
+        default=1333,
+        metavar="PX",
+        help="of the longer side (default %(default)s)",
     )
-    parser.add_argument("--epochs", type=float, default=8, metavar="N", help="default 8")
+    parser.add_argument("--epochs", type=float, default=8, metavar="N", help="default %(default)s")
     parser.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="of all processes (default 16)"
+        "--batch-size",
+        type=int,
+        default=16,
+        metavar="N",
+        help="of all processes (default %(default)s)",
     )
     parser.add_argument("--lr", type=float, help="default 0.02 for 16 images, in proportion")
     parser.add_argument(
-        "--warmup", type=int, default=500, metavar="N", help="iterations, default 500"
+        "--warmup", type=int, default=500, metavar="N", help="iterations, default %(default)s"
     )
     parser.add_argument("--amp", action="store_true", help="half precision, on a GPU")
     parser.add_argument("--device", help="default cuda if there is one, else cpu")
@@ -223,7 +229,7 @@ def add_export(commands):
     parser = commands.add_parser(
         "export",
         help="a trained OLN-Box as ONNX or TorchScript",
-        description="Writes a trained OLN-Box as one file: .onnx (opset 17, images of any size), "
+        description="Writes a trained OLN-Box as one file: .onnx (images of any size), "
         "which `propose` takes, or .pt, TorchScript. The file computes all from the resized image "
         "to boxes and scores. It covers inference on one image at a time in float32; not training, "
         "larger batches, the resizing, masks, and other models.",
@@ -258,9 +264,9 @@ def add_propose(commands):
         "inputs", metavar="INPUT", nargs="+", help="images, folders, globs or videos"
     )
     parser.add_argument(
-        "--weights", required=True, metavar="FILE",
+        "--weights", metavar="FILE",
         help="a checkpoint of `train`, `quickstart` or `convert`, an exported .onnx; or, with "
-        "--config-file, one of Detectron2",
+        "--config-file, one of Detectron2 (without: the recipe's trained ones, if there are any)",
     )  # fmt: skip
     parser.add_argument(
         "--config-file", metavar="YAML",
@@ -276,7 +282,11 @@ def add_propose(commands):
         "--gt", metavar="JSON", help="take the image ids of this COCO file, by file_name"
     )
     parser.add_argument(
-        "--top-k", type=int, default=100, metavar="K", help="the K best of an image (default 100)"
+        "--top-k",
+        type=int,
+        default=100,
+        metavar="K",
+        help="the K best of an image (default %(default)s)",
     )
     parser.add_argument(
         "--score", type=float, default=0.0, metavar="T", help="only scores above T, 0 to 1"
@@ -288,7 +298,7 @@ def add_propose(commands):
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument(
         "--batch-size", type=int, default=4, metavar="N",
-        help="images at once, of one size; the boxes do not depend on it (default 4)",
+        help="images at once, of one size; the boxes do not depend on it (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--every", type=int, default=1, metavar="N", help="of a video, one of N frames"
@@ -297,7 +307,11 @@ def add_propose(commands):
         "--draw", action="store_true", help="also pictures of the best, OUTPUT/pictures"
     )
     parser.add_argument(
-        "--draw-top", type=int, default=20, metavar="K", help="on pictures, the K best (default 20)"
+        "--draw-top",
+        type=int,
+        default=20,
+        metavar="K",
+        help="on pictures, the K best (default %(default)s)",
     )
     parser.add_argument(
         "--contact-sheet", action="store_true",
@@ -351,9 +365,7 @@ def add_evaluate(commands):
     )
     parser.add_argument("gt", metavar="GT", help="ground truth in COCO format, with `area`")
     parser.add_argument("results", metavar="RESULTS", nargs="+", help="detections in COCO format")
-    seen = parser.add_mutually_exclusive_group(required=True)
-    seen.add_argument("--split", choices=list(SPLITS), metavar="SPLIT", help=SPLIT_HELP)
-    seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
+    _add_seen(parser, required=True)
     parser.add_argument(
         "--protocol", choices=["xclass", "filtered", "both"], default="xclass", help="see below"
     )
@@ -406,15 +418,13 @@ def add_visualize(commands):
     parser.add_argument("results", metavar="RESULTS", help="detections in COCO format")
     parser.add_argument("--images", required=True, metavar="DIR", help="where the images are")
     parser.add_argument("--output", required=True, metavar="DIR", help="where the pictures go")
-    seen = parser.add_mutually_exclusive_group()
-    seen.add_argument("--split", choices=list(SPLITS), metavar="SPLIT", help=SPLIT_HELP)
-    seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
+    _add_seen(parser)
     parser.add_argument(
         "--top-k",
         type=int,
         default=10,
         metavar="K",
-        help="draw the K best of an image (default 10)",
+        help="draw the K best of an image (default %(default)s)",
     )
     parser.add_argument("--num-images", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--masks", action="store_true", help="also tint the masks of the 10 best")
@@ -447,7 +457,7 @@ def add_benchmark(commands):
     parser.add_argument("--dets", type=int, default=1500, metavar="N", help="detections an image")
     parser.add_argument(
         "--reference-images", type=int, default=100, metavar="N",
-        help="pycocotools runs on N of the images, its time is scaled to all (default 100)",
+        help="pycocotools runs on N of the images, its time is scaled to all (default %(default)s)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the simulated detections")
 
@@ -475,6 +485,18 @@ def add_benchmark(commands):
         benchmark_masks(args.masks, *args.size, args.seed)
 
     parser.set_defaults(run=run_masks)
+
+
+def _add_seen(parser, required=False):
+    seen = parser.add_mutually_exclusive_group(required=required)
+    seen.add_argument(
+        "--split",
+        choices=list(SPLITS),
+        metavar="SPLIT",
+        help="the seen categories: voc, 20 of COCO's 80; person; coco, all 80; or the same by the "
+        f"names of another data set, {', '.join(name for name in SPLITS if '_' in name)}",
+    )
+    seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
 
 
 def _ks(text):

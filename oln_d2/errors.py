@@ -1,4 +1,6 @@
-"""The one exception for bad input from a user."""
+"""What a user is told: bad input, and what is not installed."""
+
+import importlib
 
 
 class InputError(ValueError):
@@ -28,3 +30,38 @@ def require_detectron2(what):
             f"{what} needs Detectron2, which cannot be imported ({error}); it is not on PyPI, "
             f"install it with: {DETECTRON2_INSTALL}"
         ) from None
+
+
+def require_extra(module, what, extra):
+    """
+    Args:
+        module (str): of another project.
+        what (str): the part of this package that is about to use it.
+        extra (str): of setup.py, which installs it.
+
+    Returns:
+        module: imported.
+
+    Raises:
+        ImportError: it cannot be imported; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{what} needs {module}, which cannot be imported ({error}); install the extra "
+            f"`{extra}`: python -m pip install -c constraints.txt -e '.[{extra}]'"
+        ) from None
+
+
+def check_limits(rows):
+    """
+    Args:
+        rows (iterable): name, value, whether it fits, and what fits: "1 or more".
+
+    Raises:
+        InputError: of the first that does not.
+    """
+    for name, value, fits, allowed in rows:
+        if not fits:
+            raise InputError(f"{name} is {value}; it has to be {allowed}")

@@ -1,6 +1,7 @@
 """Writing files."""
 
 import contextlib
+import fcntl
 import os
 
 from oln_d2.errors import InputError
@@ -45,3 +46,20 @@ def write_whole(path):
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+
+
+def lock(file):
+    """
+    Args:
+        file: open; locked until it is closed, by this process and by those that inherit it.
+
+    Returns:
+        bool: False if another process has locked it. True also where the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -10,6 +10,8 @@ from pycocotools import mask as mask_utils
 from torch import nn
 
 THRESHOLD = 0.5
+# Boxes whose masks are predicted at once: the features of thousands need gigabytes.
+MASKS_AT_ONCE = 256
 # Masks of the size of the image that are held at once. 1500 of 800 x 1333 pixels would be 1.6 GB.
 CHUNK = 32
 

@@ -1,6 +1,5 @@
 """The command `python -m oln_d2 sweep`: recipes one after another, their metrics in one table."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from tabulate import tabulate
 from oln_d2.data.coco import read_json
 from oln_d2.errors import InputError, require_detectron2
 from oln_d2.evaluation.result import percent, write_report
-from oln_d2.files import write_whole
+from oln_d2.files import lock, write_whole
 
 # The metrics of the table.
 _METRICS = [
@@ -132,13 +131,8 @@ def _train(recipe, folder, num_gpus, opts):
     """Train a recipe, from its last checkpoint if there is one. Return why that failed, or None."""
     os.makedirs(folder, exist_ok=True)
     with open(_log(folder), "a+b") as log:
-        try:
-            # Also held by the process that trains, for which the log is the output.
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(log):  # it is the output of the process that trains, too
             return "a process is training there; wait for it or end it"
-        except OSError:
-            pass  # a file system without locks
         process = subprocess.Popen(
             [sys.executable, "-m", "oln_d2.train_net", "--config-file", recipe, "--resume"]
             + ["--num-gpus", str(num_gpus), *opts, "OUTPUT_DIR", folder],

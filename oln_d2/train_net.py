@@ -96,9 +96,7 @@ def run():
     from torch.multiprocessing import ProcessRaisedException
 
     parser = default_argument_parser(epilog=__doc__)
-    parser.set_defaults(
-        dist_url="auto"
-    )  # any free port; Detectron2's own default is always the same
+    parser.set_defaults(dist_url="auto")  # any free port; the default is always the same
     args = parser.parse_args()
     try:
         _check_device(load_config(args.config_file, args.opts), args.num_gpus)

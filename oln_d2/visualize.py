@@ -14,8 +14,12 @@ from functools import lru_cache
 import matplotlib
 import msgspec
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+import torch
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 from pycocotools import mask as mask_utils
+from torchvision.ops import box_convert, box_iou
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import draw_segmentation_masks
 from tqdm import tqdm
 
 from oln_d2.data.coco import load_coco
@@ -70,7 +74,7 @@ def draw_proposals(image, boxes, scores, qualities=None, masks=None, objects=Non
     colors = _colors(scores, low, high)
     order = np.argsort(-scores, kind="stable")
     if masks:
-        picture = _fill(picture, masks, colors, order[:LABELS])
+        picture = _tint(picture, masks, colors, order[:LABELS])
     draw = ImageDraw.Draw(picture)
     is_found = objects.found_by(boxes) if objects else None
     if objects:
@@ -135,47 +139,37 @@ class Objects:
 
     def found_by(self, boxes):
         """(G,) bool: whether one of the boxes, shape (D, 4), overlaps with IoU 0.5 or more."""
-        low = np.maximum(self.boxes[:, None, :2], boxes[:, :2])
-        high = np.minimum(self.boxes[:, None, 2:], boxes[:, 2:])
-        inter = (high - low).clip(0).prod(axis=2)
-        areas = [(b[:, 2:] - b[:, :2]).prod(axis=1) for b in (self.boxes, boxes)]
-        union = areas[0][:, None] + areas[1] - inter
-        return (inter / np.maximum(union, 1e-6)).max(axis=1, initial=0) >= FOUND_IOU
+        iou = box_iou(torch.from_numpy(self.boxes), torch.from_numpy(boxes)).numpy()
+        return iou.max(axis=1, initial=0) >= FOUND_IOU
 
 
 def to_xyxy(boxes):
     """Of boxes (D, 4) as XYWH."""
-    return np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+    return box_convert(torch.from_numpy(boxes), "xywh", "xyxy").numpy()
 
 
-def contact_sheet(pictures, titles, columns=None, width=480):
+def contact_sheet(pictures, titles, columns=None):
     """
     Args:
-        pictures (list[PIL.Image.Image]): one at least.
+        pictures (iterable[PIL.Image.Image]): one at least.
         titles (list[str]): told above them.
         columns (int, optional): as many as make the sheet about square, if not given.
-        width (int): of one picture on it, in pixels.
 
     Returns:
         PIL.Image.Image: all of them in rows.
     """
-    columns = columns or min(max(round(len(pictures) ** 0.5), 1), 6)
-    font, gap = _font(15), 8
-    small = []
-    for picture in pictures:
-        scale = min(width / picture.width, width / picture.height)
-        size = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
-        small.append(picture.resize(size, Image.Resampling.LANCZOS))
+    columns = columns or min(max(round(len(titles) ** 0.5), 1), 6)
+    font, gap, title, width = _font(15), 8, 24, 480
+    small = [ImageOps.contain(picture, (width, width)) for picture in pictures]
     rows = [small[i : i + columns] for i in range(0, len(small), columns)]
-    title = 24
     heights = [max(picture.height for picture in row) + title + gap for row in rows]
     sheet = Image.new("RGB", (columns * (width + gap) + gap, sum(heights) + gap), "white")
     draw = ImageDraw.Draw(sheet)
     top = gap
-    for row, height in zip(range(len(rows)), heights):
-        for column, picture in enumerate(rows[row]):
-            left = gap + column * (width + gap)
-            text = titles[row * columns + column]
+    titles = iter(titles)
+    for row, height in zip(rows, heights):
+        for column, picture in enumerate(row):
+            left, text = gap + column * (width + gap), next(titles)
             while draw.textlength(text, font=font) > width and len(text) > 4:
                 text = "..." + text[4:]  # the end of a path tells more
             draw.text((left, top), text, fill="black", font=font)
@@ -232,17 +226,19 @@ def _label(draw, box, text, color, font, used, size, below=False):
             return
 
 
-def _fill(picture, masks, colors, order):
-    """Tint the masks of the best boxes."""
-    pixels = np.asarray(picture).astype(np.float32)
-    for i in order[::-1]:
-        mask = (
-            Image.fromarray(mask_utils.decode(masks[i])).resize(picture.size) if masks[i] else None
-        )
-        if mask is not None:
-            inside = np.asarray(mask) > 0
-            pixels[inside] = 0.6 * pixels[inside] + 0.4 * np.array(colors[i])
-    return Image.fromarray(pixels.round().astype(np.uint8))
+def _tint(picture, rles, colors, order):
+    """Colour the masks of the best boxes, the best on top."""
+    masks = [
+        np.asarray(Image.fromarray(mask_utils.decode(rles[i])).resize(picture.size)) > 0
+        for i in order[::-1]
+    ]
+    tinted = draw_segmentation_masks(
+        pil_to_tensor(picture),
+        torch.from_numpy(np.stack(masks)),
+        0.4,
+        [colors[i] for i in order[::-1]],
+    )
+    return to_pil_image(tinted)
 
 
 def _entries_of(objects, is_found):
@@ -316,11 +312,11 @@ def visualize(args):
     file_names = {image["id"]: image.get("file_name", "") for image in content["images"]}
     detections = read_results(args.results, ground_truth, masks=args.masks)
     qualities = _read_qualities(args.results)
-    os.makedirs(args.output, exist_ok=True)
     index = ground_truth.index_images(detections.image_ids)
     chosen = np.unique(index)[: args.num_images]
     if len(chosen) == 0:
         raise InputError(f"{args.results}: holds no detection, so there is nothing to draw")
+    os.makedirs(args.output, exist_ok=True)
     cards, failures = [], []
     for i in tqdm(chosen, desc="drawing", unit="image", disable=None):
         name = file_names[int(ground_truth.image_ids[i])]
@@ -409,8 +405,8 @@ def _card(name, image, found, objects):
     rects = []  # the best last: on top
     for i in range(len(scores))[::-1]:
         text = f"{i + 1}: score {scores[i]:.3f}"
-        for name, values in found["qualities"].items():
-            text += f", {QUALITY_NAMES[name][0]} {values[i]:.3f}"
+        for quality, values in found["qualities"].items():
+            text += f", {QUALITY_NAMES[quality][0]} {values[i]:.3f}"
         rects.append(_rect(found["boxes"][i], "rgb({},{},{})".format(*colors[i]), text))
     if objects:
         for box, seen, hit, category in zip(

@@ -13,13 +13,12 @@ import sys
 from pathlib import Path
 
 import torch
-from detectron2.config import get_cfg
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from overfit import register_ten_images
 from tabulate import tabulate
 
-from oln_d2 import add_oln_config
+from oln_d2 import model_zoo
 from oln_d2.training import Trainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -33,9 +32,7 @@ SETTINGS = (
 
 
 def run(recipe, iterations, resume):
-    cfg = get_cfg()
-    add_oln_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / recipe))
+    cfg = model_zoo.get_config(recipe)
     if "R_10" not in recipe:
         cfg.merge_from_file(str(CONFIGS / "cpu" / "Base-R18-GN.yaml"))
     cfg.merge_from_list(

@@ -429,6 +429,16 @@ def test_warning_when_detections_run_out():
     assert not score(*one_image([[10, 10, 50, 50]], dets[:1]), ks=(1, 10)).result().warnings
 
 
+def test_warning_for_images_without_detections():
+    """Recall of a detector that was run on a part of the images would be taken for its own."""
+    content, results = one_image([[10, 10, 50, 50]], [[10, 10, 50, 50]])
+    content["images"] += [{**content["images"][0], "id": i} for i in (1, 2)]
+    (warning,) = score(content, results, ks=(10,)).result().warnings
+    assert "2 of 3 images have no detection" in warning
+    results += [{**entry, "image_id": i} for i in (1, 2) for entry in results]
+    assert not score(content, results, ks=(10,)).result().warnings
+
+
 def test_warning_for_rounded_scores():
     """The order of the file, not the detector, would decide what is within the budget."""
     dets = [[100, 100, 5 + i, 5] for i in range(50)]

@@ -61,7 +61,7 @@ def test_written_numbers_come_back(gt, path):
     rng = np.random.default_rng(1)
     boxes, scores = rng.random((50, 4)) * 200, rng.random(50)
     masks = [{"size": [640, 480], "counts": b"0\\]"}] * 50
-    write_results(path, [(3, boxes[:0], scores[:0], None), (8, boxes, scores, masks)])
+    write_results(path, [(3, boxes[:0], scores[:0], None, {}), (8, boxes, scores, masks, {})])
     detections = read_results(path, gt, masks=True)
     np.testing.assert_array_equal(detections.boxes, boxes)
     np.testing.assert_array_equal(detections.scores, scores)

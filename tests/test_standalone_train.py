@@ -76,6 +76,10 @@ def test_training_learns_and_evaluates(coco, uninterrupted):
     # P5 is too coarse for these images: no anchor of it trains, no RoI is pooled from it.
     assert not [name for name in same if not name.startswith("backbone.fpn.layer_blocks.3.")]
     detections = json.loads((output / "coco_instances_results.json").read_text())
+    for entry in detections[:20]:  # as `visualize` tells them
+        assert entry["score"] ** 2 == pytest.approx(
+            entry["objectness"] * entry["box_score"], rel=1e-4
+        )
     assert {d["image_id"] for d in detections} == {1, 2, 3, 4, 5}
     report = json.loads((output / "open_world_results.json").read_text())["results"][0]
     assert report["protocol"] == "xclass" and report["num_images"] == 5

@@ -86,9 +86,9 @@ def test_contact_sheet():
     colors = ["red", "lime", "blue", "yellow", "cyan"]
     sizes = [(300, 200), (200, 300), (1000, 100), (40, 30), (300, 300)]
     pictures = [Image.new("RGB", size, color) for size, color in zip(sizes, colors)]
-    sheet = contact_sheet(pictures, ["a very long name " * 10] * 5, columns=3, width=200)
+    sheet = contact_sheet(pictures, ["a very long name " * 10] * 5, columns=3)
     assert all(count(sheet, color) > 2000 for color in colors)
-    assert sheet.width < 700 and sheet.height < 560
+    assert sheet.width < 1500 and sheet.height < 1100
 
 
 @pytest.fixture
@@ -118,6 +118,8 @@ def test_command(files, capsys):
     assert len(list((files / "out").glob("*.jpg"))) == 4
     page = (files / "out/index.html").read_text()
     assert page.count("<figure>") == page.count("data:image/jpeg") == 4
+    for i in range(1, 5):
+        assert f"<figcaption>{i:012d}.jpg</figcaption>" in page
     titles = re.findall("<title>(.+?)</title>", page)[1:]
     assert len([title for title in titles if "c 0.250, b 0.750" in title]) == 4  # no object in one
     kinds = [re.sub(r".*\((.+)\)", r"\1", title) for title in titles if "(" in title]

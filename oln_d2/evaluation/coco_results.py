@@ -190,13 +190,13 @@ def write_results(path, detections):
     Args:
         path (str)
         detections (iterable): for each image: image id, boxes (d, 4) as XYWH, scores (d,), its
-            masks (list of d RLE) or None and, if there are more fields, a dict of them by name,
-            each (d,). Numbers are written in full, so that reading gives the same again.
+            masks (list of d RLE) or None, and further fields by name (dict), each (d,). Numbers are
+            written in full, so that reading gives the same again.
     """
     encoder = msgspec.json.Encoder()
     with write_whole(path) as temporary, open(temporary, "wb") as f:
         separator = b"[\n"
-        for image, boxes, scores, masks, *more in detections:
+        for image, boxes, scores, masks, more in detections:
             entries = [
                 {"image_id": image, "category_id": 1, "bbox": box, "score": score}
                 for box, score in zip(boxes.tolist(), scores.tolist())
@@ -205,7 +205,7 @@ def write_results(path, detections):
                 counts = mask["counts"]
                 counts = counts.decode() if isinstance(counts, bytes) else counts
                 entry["segmentation"] = {"size": mask["size"], "counts": counts}
-            for name, values in (more[0] if more else {}).items():
+            for name, values in more.items():
                 for entry, value in zip(entries, values.tolist()):
                     entry[name] = value
             for entry in entries:

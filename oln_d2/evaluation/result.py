@@ -213,21 +213,12 @@ class OpenWorldResult:
         """What the numbers rest on, and warnings: text to be shown with every table."""
         per_image = self._detections_per_image()
         freed = f", {self.freed.mean():.1f} of them cost no budget" if self.freed.any() else ""
-        bare = np.count_nonzero(self.given == 0)
         lines = [
             f"Percent. Protocol {self.protocol}: {PROTOCOL_TEXT[self.protocol]}. "
             f"{self.iou_type.capitalize()} IoU, the {self.max_dets} best detections of an image.",
             f"{len(self.given)} images, {self.given.sum()} detections: {per_image['min']} to "
             f"{per_image['max']} an image, {per_image['mean']:.1f} on average{freed}; "
-            f"{bare} images without any.",
-            *(
-                [
-                    f"Warning: {bare} of {len(self.given)} images have no detection, so all their "
-                    "objects count as missed; was the detector run on all of them?"
-                ]
-                if 2 * bare > len(self.given)
-                else []
-            ),
+            f"{np.count_nonzero(self.given == 0)} images without any.",
             *(f"Warning: {text}" for text in self.warnings),
         ]
         return "\n".join(lines)
@@ -256,6 +247,12 @@ class OpenWorldResult:
 
     def _warnings(self):
         warnings = []
+        bare = np.count_nonzero(self.given == 0)
+        if 2 * bare > len(self.given):
+            warnings.append(
+                f"{bare} of {len(self.given)} images have no detection, so all their objects count "
+                "as missed: was the detector run on all of them?"
+            )
         # A file that was cut off holds the same number of detections for many images. Where only
         # the first `max_dets` take part by the protocol, there is nothing to be kept more of.
         cut = self.given.max()

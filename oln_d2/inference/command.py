@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.ops import nms
+from torchvision.ops import box_convert, nms
 from tqdm import tqdm
 
 from oln_d2.data.coco import load_coco
-from oln_d2.errors import InputError
+from oln_d2.errors import InputError, require_extra
 from oln_d2.evaluation.coco_results import write_results
 from oln_d2.files import write_whole
-from oln_d2.inference.inputs import find_sources, read_frames, require_video
+from oln_d2.inference.inputs import find_sources, read_frames
 from oln_d2.inference.journal import Journal
 from oln_d2.inference.models import load_model
 from oln_d2.visualize import (
@@ -45,7 +45,7 @@ def propose(args):
     _check(args)
     root, sources = find_sources(args.inputs, args.output)
     if any(source.is_video for source in sources):
-        require_video()
+        require_extra("av", "a video", "video")
     if args.format == "yolo":
         _check_labels(sources)
     image_ids = None
@@ -242,7 +242,7 @@ def _selected(detections, args):
 
 def _load(journal, name):
     entry = journal.read(name)
-    entry["boxes"] = np.array(entry["boxes"], float).reshape(-1, 4)
+    entry["boxes"] = torch.tensor(entry["boxes"], dtype=torch.double).reshape(-1, 4)
     for key in ("scores", *QUALITY_NAMES):
         if key in entry:
             entry[key] = np.array(entry[key], float)
@@ -250,7 +250,9 @@ def _load(journal, name):
 
 
 def _write(names, image_ids, journal, args):
-    entries = lambda: ((name, _load(journal, name)) for name in names)  # noqa: E731
+    def entries():
+        return ((name, _load(journal, name)) for name in names)
+
     if args.format == "coco":
         ids = image_ids or {name: i for i, name in enumerate(names, 1)}
         write_results(
@@ -258,9 +260,7 @@ def _write(names, image_ids, journal, args):
             (
                 (
                     ids[name],
-                    np.hstack(
-                        [entry["boxes"][:, :2], entry["boxes"][:, 2:] - entry["boxes"][:, :2]]
-                    ),
+                    box_convert(entry["boxes"], "xyxy", "xywh").numpy(),
                     entry["scores"],
                     entry.get("masks"),
                     {key: entry[key] for key in QUALITY_NAMES if key in entry},
@@ -290,9 +290,9 @@ def _write(names, image_ids, journal, args):
                     writer.writerow([name, *box, *scores])
     else:
         for name, entry in entries():
-            size = np.array([entry["width"], entry["height"]] * 2)
-            low, high = np.hsplit(entry["boxes"] / size, [2])[:2]
-            rows = np.hstack([(low + high) / 2, high - low, entry["scores"][:, None]])
+            size = torch.tensor([entry["width"], entry["height"]] * 2)
+            boxes = box_convert(entry["boxes"] / size, "xyxy", "cxcywh").numpy()
+            rows = np.hstack([boxes, entry["scores"][:, None]])
             path = os.path.join(args.output, "labels", _label(name))
             with write_whole(path) as temporary:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -323,24 +323,18 @@ def _draw(done, journal, args):
             if isinstance(image, InputError):
                 raise image  # it could be read when the run began
             entry = _load(journal, name)
-            best = {
-                key: value[:number]
-                for key, value in entry.items()
-                if isinstance(value, (list, np.ndarray))
-            }
-            qualities = {key: best[key] for key in QUALITY_NAMES if key in best}
+            qualities = {key: entry[key][:number] for key in QUALITY_NAMES if key in entry}
             picture = draw_proposals(
-                image, best["boxes"], best["scores"], qualities, best.get("masks")
+                image,
+                entry["boxes"][:number].numpy(),
+                entry["scores"][:number],
+                qualities,
+                entry.get("masks", [])[:number],
             )
             save_picture(picture, paths[name])
     if args.contact_sheet:
         paths = list(paths.items())
         for number, begin in enumerate(range(0, len(paths), ON_A_SHEET), 1):
             names, files = zip(*paths[begin : begin + ON_A_SHEET])
-            pictures = []
-            for file in files:
-                with Image.open(file) as picture:
-                    picture.thumbnail((480, 480))
-                    pictures.append(picture.copy())
             path = os.path.join(args.output, f"contact_sheet_{number:03d}.jpg")
-            save_picture(contact_sheet(pictures, names), path)
+            save_picture(contact_sheet(map(Image.open, files), names), path)

@@ -116,14 +116,3 @@ def read_frames(source, every=1):
         reason = getattr(error, "strerror", None) or error
         reason = f"{source.path}: cannot be read as a video ({reason}); fetch it again"
         yield Frame(source.name, InputError(reason))
-
-
-def require_video():
-    """Raises ImportError, which tells how to install it, where PyAV is missing."""
-    try:
-        import av  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"videos need PyAV, which cannot be imported ({error}); install the extra `video`: "
-            "python -m pip install -c constraints.txt -e '.[video]'"
-        ) from None

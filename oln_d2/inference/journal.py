@@ -1,10 +1,10 @@
 """What was proposed so far, one line an image: a run that was stopped goes on from it."""
 
-import fcntl
 import json
 import os
 
 from oln_d2.errors import InputError
+from oln_d2.files import lock
 
 
 class Journal:
@@ -26,12 +26,8 @@ class Journal:
             self.file = open(path, "a+b")
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{path}: another process is writing it; wait for it") from None
-        except OSError:
-            pass  # a file system without locks
+        if not lock(self.file):
+            raise InputError(f"{path}: another process is writing it; wait for it")
         end = self._scan(settings)
         self.file.truncate(end)  # the part of a line that a killed run left
         if end == 0:

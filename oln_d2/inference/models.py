@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
+from oln_d2 import model_zoo
 from oln_d2.errors import InputError, require_detectron2
 from oln_d2.evaluation.coco_results import QUALITY_FIELDS
 
@@ -112,6 +113,7 @@ class Detectron2Model:
 
         if self.input.MIN_SIZE_TEST == 0:  # Detectron2's word for "as it is"
             return height, width
+        # Detectron2's own would make very thin images 0 pixels wide.
         return resized_shape(height, width, self.input.MIN_SIZE_TEST, self.input.MAX_SIZE_TEST)
 
     def input_shape(self, height, width):
@@ -145,7 +147,7 @@ class Detectron2Model:
 def load_model(weights, config_file, device):
     """
     Args:
-        weights (str): a checkpoint; a .onnx.
+        weights (str or None): a checkpoint; a .onnx; None: those of the model zoo.
         config_file (str or None): of Detectron2's model; without, `weights` has to tell how its
             model is built.
         device (str): "auto", "cpu" or "cuda".
@@ -157,13 +159,19 @@ def load_model(weights, config_file, device):
         InputError: files that cannot be read, do not fit each other, or no such device.
         ImportError: Detectron2 or onnxruntime is needed and missing.
     """
+    if weights is None:
+        if config_file is None:
+            raise InputError(
+                "--weights is missing; give a checkpoint, or a recipe with --config-file"
+            )
+        weights = model_zoo.get_checkpoint_url(config_file)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if weights.endswith(".onnx"):
             device = "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
-    if not os.path.isfile(weights):
+    if "://" not in weights and not os.path.isfile(weights):
         raise InputError(f"--weights {weights}: no such file")
     if weights.endswith(".onnx"):
         if config_file:
@@ -175,6 +183,8 @@ def load_model(weights, config_file, device):
 
 
 def _digest(path):
+    if "://" in path:  # of the model zoo, where an address stays what it is
+        return path
     hasher = hashlib.sha256()
     with open(path, "rb") as f:
         while piece := f.read(2**20):

@@ -13,6 +13,7 @@ from torch import nn
 
 from oln_d2.errors import InputError
 from oln_d2.localization import QUALITIES, box_quality, fuse_scores, quality_loss
+from oln_d2.masks import MASKS_AT_ONCE
 from oln_d2.modeling.mask_head import OLNMaskHead, PastedAsRLE
 
 """
@@ -31,9 +32,6 @@ Naming convention:
 
 # The scores that a detection's score can be made of before there are masks.
 FUSED = ("objectness", "box_score")
-
-# Boxes whose masks are predicted at once in inference.
-MASKS_AT_ONCE = 256
 
 
 class OLNOutputLayers(FastRCNNOutputLayers):

@@ -13,7 +13,7 @@ import torch
 from tabulate import tabulate
 
 from oln_d2.data.coco import read_json
-from oln_d2.errors import InputError, require_detectron2
+from oln_d2.errors import InputError, check_limits, require_detectron2
 from oln_d2.evaluation import GroundTruth, OpenWorldRecall, plot_results, read_results
 from oln_d2.files import write_whole
 from oln_d2.quickstart.pictures import draw_detectors
@@ -62,13 +62,13 @@ def quickstart(output, *, engine="auto", seed=0, control=False, images=200, epoc
         FloatingPointError: training has diverged.
     """
     begin = time.time()
-    for name, value, fits, allowed in (
-        ("images", images, images >= 1, "1 or more"),
-        ("epochs", epochs, 0 < epochs < math.inf, "a number above 0"),
-        ("seed", seed, 0 <= seed < 2**32, "0 or more, below 2**32"),
-    ):
-        if not fits:
-            raise InputError(f"{name} is {value}; it has to be {allowed}")
+    check_limits(
+        (
+            ("images", images, images >= 1, "1 or more"),
+            ("epochs", epochs, 0 < epochs < math.inf, "a number above 0"),
+            ("seed", seed, 0 <= seed < 2**32, "0 or more, below 2**32"),
+        )
+    )
     engine, train = _choose_engine(engine)
     folder = Path(output).expanduser()
     settings = {

@@ -37,7 +37,7 @@ from oln_d2.localization import (
     quality_loss,
     rpn_losses,
 )
-from oln_d2.masks import MaskScoreHead, paste_masks
+from oln_d2.masks import MASKS_AT_ONCE, MaskScoreHead, paste_masks
 
 """
 Shape shorthand in this module:
@@ -60,9 +60,6 @@ SCORE_BATCH_SIZE = 256
 BOX_LOSS_WEIGHT = 10.0  # of the first stage
 
 DIVERGED = "training has diverged; lower the learning rate or lengthen its warm-up"
-
-# Boxes whose masks are predicted at once: the features of thousands need gigabytes.
-MASKS_AT_ONCE = 256
 
 
 class Transform(GeneralizedRCNNTransform):

@@ -19,7 +19,7 @@ from torch.onnx import symbolic_opset11
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from oln_d2.errors import InputError
+from oln_d2.errors import InputError, require_extra
 from oln_d2.files import check_output, write_whole
 from oln_d2.standalone.checkpoint import load_detector
 from oln_d2.standalone.detector import OLNBox, Transform
@@ -68,10 +68,10 @@ def export(checkpoint, output):
 
     Args:
         checkpoint (str): what :func:`oln_d2.standalone.load_detector` reads.
-        output (str): name.onnx, opset 17; or name.pt, TorchScript, to run on a CPU with torch and
-            torchvision. Both compute :class:`ExportedGraph`, for images of any size, and tell
-            `min_size`, `max_size` and `max_detections` as JSON: the first under `oln_d2` in its
-            metadata, the second in the extra file `oln_d2`.
+        output (str): name.onnx, of opset `OPSET`; or name.pt, TorchScript, to run on a CPU with
+            torch and torchvision. Both compute :class:`ExportedGraph`, for images of any size, and
+            tell `min_size`, `max_size` and `max_detections` as JSON: the first under `oln_d2` in
+            its metadata, the second in the extra file `oln_d2`.
 
     Raises:
         InputError: paths that cannot be used, or the checkpoint of another model.
@@ -82,7 +82,7 @@ def export(checkpoint, output):
         raise InputError(f"{output}: its ending has to be .onnx (ONNX) or .pt (TorchScript)")
     check_output(output, [checkpoint])
     if ending == ".onnx":
-        onnx = _require("onnx")
+        onnx = require_extra("onnx", "export", "export")
     model = load_detector(checkpoint)
     if not isinstance(model, OLNBox) or model.roi_heads.has_mask():
         raise InputError(
@@ -142,7 +142,7 @@ class OnnxDetector:
     """
 
     def __init__(self, path, device="cpu"):
-        onnxruntime = _require("onnxruntime")
+        onnxruntime = require_extra("onnxruntime", "an .onnx file", "export")
         if not os.path.isfile(path):
             raise InputError(f"{path}: no such file; give one that `python -m oln_d2 export` wrote")
         provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device)
@@ -187,13 +187,3 @@ class OnnxDetector:
             shapes = [pixels.shape[-2:]], [image.shape[-2:]]
             detections += self.transform.postprocess([found], *shapes)
         return detections
-
-
-def _require(name):
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise ImportError(
-            f"ONNX needs {name}, which cannot be imported ({error}); install the extra `export`: "
-            "python -m pip install -c constraints.txt -e '.[export]'"
-        ) from None

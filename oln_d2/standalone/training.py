@@ -14,8 +14,9 @@ from torch import nn
 from tqdm import tqdm
 
 from oln_d2.data.splits import seen_names
-from oln_d2.errors import InputError
+from oln_d2.errors import InputError, check_limits
 from oln_d2.evaluation import GroundTruth, OpenWorldRecall, write_results
+from oln_d2.evaluation.coco_results import QUALITY_FIELDS
 from oln_d2.standalone.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from oln_d2.standalone.data import CocoImages, TrainingBatches, load, mix_seed
 from oln_d2.standalone.detector import DIVERGED, build_detector
@@ -89,7 +90,7 @@ def train(
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     lr = 0.02 * batch_size / 16 if lr is None else lr
     architecture = (config or {}).get("architecture", "oln_box")
-    for name, value, fits, allowed in (
+    check_limits((
         ("epochs", epochs, 0 < epochs < math.inf, "a number above 0"),
         ("batch_size", batch_size, batch_size > 0, "1 or more"),
         ("batch_size", batch_size, batch_size % world_size == 0,
@@ -101,9 +102,7 @@ def train(
         ("seed", seed, 0 <= seed < 2**64, "0 or more, below 2**64"),
         ("architecture", architecture, architecture != "oln_mask",
          "another one here; OLN-Mask is trained with train_net.py"),
-    ):  # fmt: skip
-        if not fits:
-            raise InputError(f"{name} is {value}; it has to be {allowed}")
+    ))  # fmt: skip
     device = _usable_device(device, world_size)
     if amp and device.type != "cuda":
         raise InputError(f"amp needs a GPU, but the device is {device}; leave it out")
@@ -281,13 +280,13 @@ def evaluate(model, dataset, ground_truth, output=None, workers=0):
             return None
         detections = {image: d for part in gathered for image, d in part.items()}
     recall = OpenWorldRecall(ground_truth)
-    for image, (boxes, scores) in detections.items():
+    for image, (boxes, scores, *_) in detections.items():
         recall.update(image, boxes, scores, box_format="xywh")
     result = recall.result()
     if output:
         write_results(
             os.path.join(output, "coco_instances_results.json"),
-            ((image, *detections[image], None) for image in sorted(detections)),
+            ((image, *detections[image]) for image in sorted(detections)),
         )
         result.to_json(os.path.join(output, "open_world_results.json"))
     return result
@@ -297,8 +296,8 @@ def evaluate(model, dataset, ground_truth, output=None, workers=0):
 def detect(model, dataset, indices, workers=0):
     """
     Yields:
-        (array, array): of each image boxes (D, 4), XYWH in pixels, and scores (D,), descending;
-            float64.
+        of each image what :func:`write_results` takes: boxes (D, 4), XYWH in pixels, and scores
+            (D,), descending, float64; no masks; and the qualities that make up the scores.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -309,6 +308,8 @@ def detect(model, dataset, indices, workers=0):
         yield (
             np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]),
             found["scores"].double().cpu().numpy(),
+            None,
+            {n: found[key].cpu().numpy() for key, n in QUALITY_FIELDS.items() if key in found},
         )
 
 
