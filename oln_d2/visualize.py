@@ -227,18 +227,14 @@ def _label(draw, box, text, color, font, used, size, below=False):
 
 
 def _tint(picture, rles, colors, order):
-    """Colour the masks of the best boxes, the best on top."""
-    masks = [
-        np.asarray(Image.fromarray(mask_utils.decode(rles[i])).resize(picture.size)) > 0
-        for i in order[::-1]
-    ]
-    tinted = draw_segmentation_masks(
-        pil_to_tensor(picture),
-        torch.from_numpy(np.stack(masks)),
-        0.4,
-        [colors[i] for i in order[::-1]],
-    )
-    return to_pil_image(tinted)
+    """Colour the masks of the best boxes, each without what a better one covers."""
+    masks = []
+    for i in order:
+        mask = np.asarray(Image.fromarray(mask_utils.decode(rles[i])).resize(picture.size)) > 0
+        masks.append(mask & ~np.any(masks, axis=0))
+    masks, colors = torch.from_numpy(np.stack(masks)), [colors[i] for i in order]
+    # Where masks overlap it draws black.
+    return to_pil_image(draw_segmentation_masks(pil_to_tensor(picture), masks, 0.4, colors))
 
 
 def _entries_of(objects, is_found):

@@ -72,13 +72,17 @@ def test_colours_tell_the_score():
 
 
 def test_masks_are_tinted():
-    """`--masks` must show which pixels a mask covers."""
-    mask = np.zeros((300, 400), np.uint8, order="F")
-    mask[100:200, 100:200] = 1
-    image, box = Image.new("RGB", (400, 300), GREY), np.array([[90.0, 90, 210, 210]])
-    picture = draw_proposals(image, box, SCORES[:1], masks=[mask_utils.encode(mask)])
-    inside, outside = (picture.getpixel((round(2.4 * x), 360)) for x in (150, 300))
-    assert inside != outside and outside == GREY
+    """`--masks` must show which pixels a mask covers, where they overlap those of the better one."""
+    masks = np.zeros((300, 400, 2), np.uint8, order="F")
+    masks[100:200, 100:200, 0] = 1
+    masks[100:200, 150:300, 1] = 1
+    boxes = np.array([[90.0, 90, 210, 210], [140.0, 90, 310, 210]])
+    image = Image.new("RGB", (400, 300), GREY)
+    picture = draw_proposals(image, boxes, SCORES, masks=mask_utils.encode(masks))
+    first, both, second, outside = (
+        picture.getpixel((round(2.4 * x), 360)) for x in (120, 175, 250, 350)
+    )
+    assert first == both != second != outside == GREY
 
 
 def test_contact_sheet():
