@@ -27,6 +27,13 @@ def pytest_configure(config):
     torch.set_num_threads(1)
 
 
+def pytest_terminal_summary(terminalreporter):
+    if importlib.util.find_spec("detectron2") is None:
+        terminalreporter.write_line(
+            "Detectron2 is not installed: the tests that need it were skipped; -rs lists them."
+        )
+
+
 @pytest.fixture
 def first_n(monkeypatch):
     """Random samples take the first n candidates, as they did when the golden values were made."""
