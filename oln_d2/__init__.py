@@ -1,45 +1,58 @@
 """
-OLN (Object Localization Network) for Detectron2.
+OLN (Object Localization Network): open-world object proposals, for Detectron2 and without it.
 
-Importing this package registers its components and data sets with Detectron2, if that is installed.
-All that does not need Detectron2 works without it.
+Importing this package costs nothing: each public name is imported when it is first used, and then
+says what has to be installed if its layer (PyTorch, Detectron2) is missing. Detectron2 knows the
+components and the data sets once :func:`add_oln_config` was called.
 """
 
 import importlib
-import importlib.util
-import sys
-import warnings
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-# Public names and their homes; each is imported when first used.
+if TYPE_CHECKING:
+    from oln_d2.checks import InputError as InputError
+    from oln_d2.config import add_oln_config as add_oln_config
+    from oln_d2.engine.datasets import register_datasets as register_datasets
+    from oln_d2.engine.datasets import register_open_world_coco as register_open_world_coco
+    from oln_d2.engine.evaluator import OpenWorldEvaluator as OpenWorldEvaluator
+    from oln_d2.evaluation import evaluate as evaluate
+    from oln_d2.loading import load as load
+    from oln_d2.modeling import OLNRPN as OLNRPN
+    from oln_d2.modeling import OLNMaskHead as OLNMaskHead
+    from oln_d2.modeling import OLNOutputLayers as OLNOutputLayers
+    from oln_d2.modeling import OLNROIHeads as OLNROIHeads
+    from oln_d2.modeling import OLNRPNHead as OLNRPNHead
+    from oln_d2.pages import visualize as visualize
+    from oln_d2.results import Proposals as Proposals
+
+# Public names and their homes.
 _HOMES = {
-    "InputError": "oln_d2.errors",
+    "InputError": "oln_d2.checks",
+    "load": "oln_d2.loading",
+    "Proposals": "oln_d2.results",
+    "evaluate": "oln_d2.evaluation",
+    "visualize": "oln_d2.pages",
     "add_oln_config": "oln_d2.config",
-    "register_open_world_coco": "oln_d2.data.datasets",
+    "register_datasets": "oln_d2.engine.datasets",
+    "register_open_world_coco": "oln_d2.engine.datasets",
     "OLNRPN": "oln_d2.modeling",
     "OLNRPNHead": "oln_d2.modeling",
     "OLNMaskHead": "oln_d2.modeling",
     "OLNROIHeads": "oln_d2.modeling",
     "OLNOutputLayers": "oln_d2.modeling",
-    "OpenWorldEvaluator": "oln_d2.evaluation",
+    "OpenWorldEvaluator": "oln_d2.engine.evaluator",
 }
 
 __all__ = list(_HOMES)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'oln_d2' has no attribute {name!r}")
 
 
-# `python -m oln_d2` also comes through here, with "-m" as argv[0] until its module has been found.
-# Its commands import what they need, so that its help does not wait seconds for Detectron2.
-_is_command = sys.argv[:1] == ["-m"] and "oln_d2" in sys.orig_argv
-if not _is_command and importlib.util.find_spec("detectron2"):
-    try:
-        importlib.import_module("oln_d2.modeling")
-        importlib.import_module("oln_d2.data.datasets")
-    except ImportError as error:
-        warnings.warn(f"OLN is not registered with Detectron2, which is there but broken: {error}")
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

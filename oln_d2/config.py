@@ -1,17 +1,31 @@
-def add_oln_config(cfg):
+"""OLN's keys in a Detectron2 config: what each means, its range, and the paper's value."""
+
+from oln_d2.checks import needs
+
+with needs("oln_d2.add_oln_config", "detectron2"):
+    from detectron2.config import CfgNode
+
+import oln_d2.modeling  # noqa: F401  registers the components
+from oln_d2.engine.datasets import register_datasets
+
+
+def add_oln_config(cfg: CfgNode) -> None:
     """
-    Add the keys of OLN to a Detectron2 config. No value of Detectron2 is changed.
+    Add the keys of OLN to a Detectron2 config, and register OLN's components and data sets with
+    Detectron2. No value of Detectron2 is changed. If the config has the keys already, they keep
+    their values.
 
     Args:
-        cfg (detectron2.config.CfgNode): changed in place.
+        cfg: changed in place.
+
+    Raises:
+        ImportError: Detectron2 is not installed.
     """
-    from oln_d2.errors import require_detectron2
-
-    require_detectron2("oln_d2.add_oln_config")
-    from detectron2.config import CfgNode as CN
-
+    register_datasets()
+    if "OLN" in cfg.MODEL:
+        return
     _C = cfg
-    _C.MODEL.OLN = CN()
+    _C.MODEL.OLN = CfgNode()
 
     # ---------------------------------------------------------------------------- #
     # First stage: OLNRPN (the box loss is set by Detectron2's own MODEL.RPN keys:
@@ -36,9 +50,9 @@ def add_oln_config(cfg):
     # get no gradient from the IoU loss. With ImageNet weights and a long schedule that passes;
     # short schedules from scratch need 0.5, where the first boxes are the anchors.
     _C.MODEL.OLN.LTRB_INIT = 0.0
-    # How a box is told from its anchor: "ltrb", distances from the anchor's centre to the sides
-    # (paper), or "delta", Detectron2's shift of the centre and logarithm of the size (an ablation
-    # of the paper). The loss is the IoU of the decoded box in both.
+    # How a box is encoded relative to its anchor: "ltrb", distances from the anchor's centre to the
+    # sides (paper), or "delta", Detectron2's shift of the centre and logarithm of the size (an
+    # ablation of the paper). The loss is the IoU of the decoded box in both.
     _C.MODEL.OLN.RPN_BOX_CODING = "ltrb"
     # Factor of the loss by which the features also learn to classify anchors, object or background,
     # as those of an RPN do. Paper: 0, without (above 0: an ablation of the paper).

@@ -1,6 +1,6 @@
 """
-The mathematics of OLN, on plain tensors: box coding, quality targets, assignment, losses and
-scores. Both runtimes use these functions; nothing here imports Detectron2.
+The mathematics of OLN, on plain tensors: box coding, quality targets, assignment, losses, proposals
+and scores. Both runtimes use these functions; nothing here imports Detectron2.
 
 Shape shorthand in this module:
 
@@ -10,10 +10,15 @@ Shape shorthand in this module:
 
 Boxes are XYXY in absolute pixels. `ltrb` are the distances from the centre of an anchor to the
 left, top, right and bottom side of a box; left and right divided by the anchor's width, top and
-bottom by its height. A *quality* is a number in [0, 1] that tells how well a box fits an object.
+bottom by its height. A *quality* is a number in [0, 1]: how well a box fits an object.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
+from torchvision.ops import box_iou, clip_boxes_to_image
 
 # Floor of the union in an IoU and of the denominators of a centerness: they keep the quotients, and
 # their gradients, finite for boxes without area.
@@ -24,14 +29,14 @@ CENTERNESS_EPS = 1e-12
 LOW_QUALITY_MIN_IOU = 0.3
 
 
-def encode_ltrb(anchors, boxes):
+def encode_ltrb(anchors: Tensor, boxes: Tensor) -> Tensor:
     """
     Args:
-        anchors, boxes (Tensor): shape (R, 4).
+        anchors, boxes: shape (R, 4).
 
     Returns:
-        Tensor: shape (R, 4), `ltrb` of each box seen from its anchor. Negative where a side lies
-        beyond the anchor's centre. Infinite for an anchor without area.
+        shape (R, 4), `ltrb` of each box seen from its anchor. Negative where a side lies beyond the
+        anchor's centre. Infinite for an anchor without area.
     """
     centers = (anchors[..., :2] + anchors[..., 2:]) / 2
     sizes = anchors[..., 2:] - anchors[..., :2]
@@ -40,47 +45,47 @@ def encode_ltrb(anchors, boxes):
     )
 
 
-def decode_ltrb(anchors, ltrb):
+def decode_ltrb(anchors: Tensor, ltrb: Tensor) -> Tensor:
     """
     Inverse of :func:`encode_ltrb`. Linear, without clamp: predicted distances may be negative and
     the box then turned inside out (x2 < x1).
 
     Args:
-        anchors, ltrb (Tensor): shape (R, 4).
+        anchors, ltrb: shape (R, 4).
 
     Returns:
-        Tensor: shape (R, 4), boxes, not clipped to the image.
+        shape (R, 4), boxes, not clipped to the image.
     """
     centers = (anchors[..., :2] + anchors[..., 2:]) / 2
     sizes = anchors[..., 2:] - anchors[..., :2]
     return torch.cat([centers - ltrb[..., :2] * sizes, centers + ltrb[..., 2:] * sizes], dim=-1)
 
 
-def centerness(anchors, boxes):
+def centerness(anchors: Tensor, boxes: Tensor) -> Tensor:
     """
     How central an anchor's centre lies in a box (FCOS, eq. 3; OLN, sec. III-B): the square root of
     min(l, r) / max(l, r) * min(t, b) / max(t, b).
 
     Args:
-        anchors, boxes (Tensor): shape (R, 4).
+        anchors, boxes: shape (R, 4).
 
     Returns:
-        Tensor: shape (R,), in [0, 1]; 0 where the centre is on a side of the box or outside.
+        shape (R,), in [0, 1]; 0 where the centre is on a side of the box or outside.
     """
-    l, t, r, b = encode_ltrb(anchors, boxes).unbind(dim=-1)
-    horizontal = torch.minimum(l, r) / torch.maximum(l, r).clamp(min=CENTERNESS_EPS)
-    vertical = torch.minimum(t, b) / torch.maximum(t, b).clamp(min=CENTERNESS_EPS)
+    left, top, right, bottom = encode_ltrb(anchors, boxes).unbind(dim=-1)
+    horizontal = torch.minimum(left, right) / torch.maximum(left, right).clamp(min=CENTERNESS_EPS)
+    vertical = torch.minimum(top, bottom) / torch.maximum(top, bottom).clamp(min=CENTERNESS_EPS)
     # Clamped one by one: outside in both directions the product of two negatives would be positive.
     return (horizontal.clamp(min=0) * vertical.clamp(min=0)).sqrt()
 
 
-def aligned_iou(boxes1, boxes2):
+def aligned_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """
     Args:
-        boxes1, boxes2 (Tensor): shape (R, 4).
+        boxes1, boxes2: shape (R, 4).
 
     Returns:
-        Tensor: shape (R,), IoU of each pair, in [0, 1]; 0 for boxes without area. Differentiable.
+        shape (R,), IoU of each pair, in [0, 1]; 0 for boxes without area. Differentiable.
     """
     area1 = (boxes1[..., 2] - boxes1[..., 0]) * (boxes1[..., 3] - boxes1[..., 1])
     area2 = (boxes2[..., 2] - boxes2[..., 0]) * (boxes2[..., 3] - boxes2[..., 1])
@@ -91,18 +96,18 @@ def aligned_iou(boxes1, boxes2):
     return inter / (area1 + area2 - inter).clamp(min=IOU_EPS)
 
 
-def mask_iou(masks, gt_masks, gt_areas):
+def mask_iou(masks: Tensor, gt_masks: Tensor, gt_areas: Tensor) -> Tensor:
     """
     Args:
-        masks, gt_masks (Tensor): shape (R, M, M), bool; the masks within the RoIs.
-        gt_areas (Tensor): shape (R,), whole area of the objects in cells of the masks, also of what
-            lies outside of the RoIs.
+        masks, gt_masks: shape (R, M, M), bool; the masks within the RoIs.
+        gt_areas: shape (R,), area of the whole objects, inside and outside the RoIs, in cells of
+            the masks.
 
     Returns:
-        Tensor: shape (R,), IoU of each pair, in [0, 1].
+        shape (R,), IoU of each pair, in [0, 1].
     """
     inter = (masks & gt_masks).flatten(1).sum(dim=1)
-    # An object is not smaller than what of it is seen, though its polygon's area may be.
+    # An object is not smaller than its part in the RoI, though its polygon's area may be.
     gt_areas = torch.maximum(gt_areas, gt_masks.flatten(1).sum(dim=1))
     return inter / (masks.flatten(1).sum(dim=1) + gt_areas - inter).clamp(min=1)
 
@@ -110,21 +115,21 @@ def mask_iou(masks, gt_masks, gt_areas):
 QUALITIES = {"centerness": centerness, "iou": aligned_iou}
 
 
-def box_quality(kind, boxes, gt_boxes):
+def box_quality(kind: str, boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """
     The target that a score learns.
 
     Args:
-        kind (str): "centerness" or "iou".
-        boxes, gt_boxes (Tensor): shape (R, 4); anchors or RoIs, and the object each is assigned to.
+        kind: "centerness" or "iou".
+        boxes, gt_boxes: shape (R, 4); anchors or RoIs, and the object each is assigned to.
 
     Returns:
-        Tensor: shape (R,), in [0, 1].
+        shape (R,), in [0, 1].
     """
     return QUALITIES[kind](boxes, gt_boxes)
 
 
-def assign_anchors(iou, negative_iou, positive_iou):
+def assign_anchors(iou: Tensor, negative_iou: float, positive_iou: float) -> tuple[Tensor, Tensor]:
     """
     Assign anchors to objects. An anchor is positive where its highest IoU reaches `positive_iou`,
     negative where it stays below `negative_iou`. Then every anchor that reaches the highest IoU of
@@ -134,12 +139,12 @@ def assign_anchors(iou, negative_iou, positive_iou):
     limit.
 
     Args:
-        iou (Tensor): shape (G, R), between objects and anchors; G may be 0.
-        negative_iou, positive_iou (float): in [0, 1].
+        iou: shape (G, R), between objects and anchors; G may be 0.
+        negative_iou, positive_iou: in [0, 1].
 
     Returns:
-        (Tensor, Tensor): shape (R,) both: index of the object in [0, G), 0 where G is 0; and label:
-        1 positive, 0 negative, -1 ignored (int8).
+        shape (R,) both: index of the object in [0, G), 0 where G is 0; and label: 1 positive, 0
+        negative, -1 ignored (int8).
     """
     num_gt, num_anchors = iou.shape
     labels = torch.zeros(num_anchors, dtype=torch.int8, device=iou.device)
@@ -159,59 +164,143 @@ def assign_anchors(iou, negative_iou, positive_iou):
     return matches, labels
 
 
-def iou_loss(pred_boxes, gt_boxes):
+@torch.no_grad()
+def label_and_sample(
+    anchors: Tensor,
+    inside: Tensor,
+    gt_boxes: Tensor,
+    samples: Sequence[tuple[tuple[float, float], Callable[[Tensor], tuple[Tensor, Tensor]]]],
+    retry: Callable[[Callable], Callable[..., Any]] = lambda function: function,
+) -> tuple[Tensor, Tensor]:
     """
+    Assign the anchors of an image to its objects and sample some, once for each loss.
+
     Args:
-        pred_boxes, gt_boxes (Tensor): shape (R, 4).
+        anchors: shape (R, 4).
+        inside: shape (K,), indices of the anchors that are assigned: an object's best anchor is its
+            best one among these.
+        gt_boxes: shape (G, 4).
+        samples: for each of S losses the limits of :func:`assign_anchors` and a sampler: it takes
+            labels, shape (K,), and returns the positives and the negatives that it picks, as
+            indices or bools.
+        retry: wraps the functions that need much memory; what it makes of them may leave their
+            results on the CPU.
 
     Returns:
-        Tensor: scalar, the sum of 1 - IoU; 0 with a gradient path if R is 0. The gradient is 0
-        where a predicted box does not overlap its object.
+        the `labels`, shape (S, R), and `gt_boxes`, shape (S, R, 4), of :func:`rpn_losses`.
+    """
+    labels = torch.full((len(samples), len(anchors)), -1, dtype=torch.int8, device=anchors.device)
+    boxes = anchors.new_zeros(*labels.shape, 4)
+    iou = retry(box_iou)(gt_boxes, anchors[inside])
+    for i, (limits, sampler) in enumerate(samples):
+        matches, assigned = (x.to(inside.device) for x in retry(assign_anchors)(iou, *limits))
+        positive, negative = sampler(assigned)
+        labels[i, inside[positive]] = 1
+        labels[i, inside[negative]] = 0
+        boxes[i, inside[positive]] = gt_boxes[matches[positive]]
+    return labels, boxes
+
+
+def has_area(boxes: Tensor, min_side: float = 0.0) -> Tensor:
+    """Of boxes, shape (R, 4), whether both sides are longer than `min_side` pixels, shape (R,)."""
+    return (boxes[:, 2:] - boxes[:, :2] > min_side).all(dim=1)
+
+
+def select_proposals(
+    boxes: Tensor,
+    logits: Tensor,
+    levels: Tensor,
+    image_size: tuple[int, int],
+    top_n: int,
+    *,
+    min_side: float = 0.0,
+    nms: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    diverged: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """
+    The proposals of an image: of the best boxes of each level those that are finite and have area,
+    clipped to the image.
+
+    Args:
+        boxes, logits, levels: shape (R, 4), (R,), (R,); in any order.
+        image_size: height and width.
+        top_n: at most so many are kept.
+        min_side: of a box, in pixels; see :func:`has_area`.
+        nms: from boxes, logits and levels to the indices that it keeps, by descending logit.
+        diverged: given in training, where a prediction that is not finite is an error: the end of
+            its message.
+
+    Returns:
+        boxes, shape (P, 4), and logits, shape (P,), descending.
+
+    Raises:
+        FloatingPointError: with `diverged`, a prediction that is not finite.
+    """
+    logits, order = logits.sort(descending=True, stable=True)
+    boxes, levels = boxes[order], levels[order]
+    finite = boxes.isfinite().all(dim=1) & logits.isfinite()
+    if diverged and not finite.all():
+        raise FloatingPointError(f"The RPN predicts NaN or infinite boxes or scores: {diverged}")
+    boxes = clip_boxes_to_image(boxes, image_size)
+    keep = (finite & has_area(boxes, min_side)).nonzero().squeeze(1)
+    if nms is not None:
+        keep = keep[nms(boxes[keep], logits[keep], levels[keep])]
+    keep = keep[:top_n]
+    return boxes[keep], logits[keep]
+
+
+def iou_loss(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    """
+    Args:
+        pred_boxes, gt_boxes: shape (R, 4).
+
+    Returns:
+        scalar, the sum of 1 - IoU; 0 with a gradient path if R is 0. The gradient is 0 where a
+        predicted box does not overlap its object.
     """
     return (1 - aligned_iou(pred_boxes, gt_boxes).clamp(min=IOU_EPS)).sum()
 
 
-def quality_loss(logits, targets):
+def quality_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """
     L1 between the predicted and the true quality (OLN, sec. III-B): no notion of foreground.
 
     Args:
-        logits, targets (Tensor): shape (R,); targets in [0, 1].
+        logits, targets: shape (R,); targets in [0, 1].
 
     Returns:
-        Tensor: scalar, the sum over R; 0 with a gradient path if R is 0.
+        scalar, the sum over R; 0 with a gradient path if R is 0.
     """
     return (logits.float().sigmoid() - targets).abs().sum()
 
 
 def rpn_losses(
-    anchors,
-    logits,
-    ltrb,
-    labels,
-    gt_boxes,
-    target="centerness",
-    negatives=True,
-    decode=decode_ltrb,
-):
+    anchors: Tensor,
+    logits: Tensor,
+    ltrb: Tensor,
+    labels: Tensor,
+    gt_boxes: Tensor,
+    target: str = "centerness",
+    negatives: bool = True,
+    decode: Callable[[Tensor, Tensor], Tensor] = decode_ltrb,
+) -> tuple[Tensor, Tensor, Tensor]:
     """
     The two losses of the first stage, before their weights.
 
     Args:
-        anchors (Tensor): shape (R, 4).
-        logits (Tensor): shape (N, R), of the score of each anchor.
-        ltrb (Tensor): shape (N, R, 4), predicted distances.
-        labels (Tensor): shape (2, N, R), of the sample for the boxes (0) and of that for the score
-            (1): 1 positive, 0 negative, -1 not in the sample.
-        gt_boxes (Tensor): shape (2, N, R, 4), the assigned object's box; looked at where the label
-            is 1.
-        target (str): what the score learns, "centerness" or "iou".
-        negatives (bool): whether the negatives of its sample teach the score, with target 0.
-        decode (callable): makes boxes of anchors and what `ltrb` holds.
+        anchors: shape (R, 4).
+        logits: shape (N, R), of the score of each anchor.
+        ltrb: shape (N, R, 4), predicted distances.
+        labels: shape (2, N, R), of the sample for the boxes (0) and of that for the score (1): 1
+            positive, 0 negative, -1 not in the sample.
+        gt_boxes: shape (2, N, R, 4), the assigned object's box; used where the label is 1.
+        target: what the score learns, "centerness" or "iou".
+        negatives: whether the negatives of its sample teach the score, with target 0.
+        decode: makes boxes of anchors and what `ltrb` holds.
 
     Returns:
-        (Tensor, Tensor, Tensor): scalars, the loss of the score and that of the boxes; and the
-        targets of the score, shape (N, R), 0 where its sample has no positive.
+        scalars, the loss of the score and that of the boxes; and the targets of the score, shape
+        (N, R), 0 where its sample has no positive.
     """
     box_labels, score_labels = labels
     box_gt, score_gt = gt_boxes
@@ -236,15 +325,15 @@ def rpn_losses(
     return loss_score, loss_boxes, targets
 
 
-def fuse_scores(*qualities):
+def fuse_scores(*qualities: Tensor) -> Tensor:
     """
     The score of a detection: the geometric mean of the predicted qualities of all stages (OLN,
     sec. III-C).
 
     Args:
-        qualities (Tensor): shape (R,) each, in [0, 1].
+        qualities: shape (R,) each, in [0, 1].
 
     Returns:
-        Tensor: shape (R,), in [0, 1].
+        shape (R,), in [0, 1].
     """
     return torch.stack(qualities).prod(dim=0) ** (1 / len(qualities))

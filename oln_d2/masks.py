@@ -1,13 +1,16 @@
 """
 Masks of both runtimes: how well they fit, and the way from the head's small squares to COCO's RLE.
-Needs no Detectron2.
 """
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from pycocotools import mask as mask_utils
-from torch import nn
+from torch import Tensor, nn
+
+from oln_d2.results import RLEMasks
 
 THRESHOLD = 0.5
 # Boxes whose masks are predicted at once: the features of thousands need gigabytes.
@@ -22,13 +25,20 @@ class MaskScoreHead(nn.Module):
     Scoring R-CNN does (Huang et al., 2019, sec. 3.2).
 
     Args:
-        channels (int): C, of the RoI's features.
-        size (int): P, their side.
-        conv_dims, fc_dims (list[int]): widths of the layers; the last convolution halves P.
-        norm (callable, optional): makes the norm of a convolution of so many channels.
+        channels: C, of the RoI's features.
+        size: P, their side.
+        conv_dims, fc_dims: widths of the layers; the last convolution halves P.
+        norm: makes the norm of a convolution of so many channels, if it is to have one.
     """
 
-    def __init__(self, channels, size, conv_dims, fc_dims, norm=None):
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        conv_dims: Sequence[int],
+        fc_dims: Sequence[int],
+        norm: Callable[[int], nn.Module] | None = None,
+    ):
         super().__init__()
         layers, width = [], channels + 1
         for i, conv_dim in enumerate(conv_dims):
@@ -54,30 +64,30 @@ class MaskScoreHead(nn.Module):
         nn.init.normal_(self.predictor.weight, std=0.01)
         nn.init.zeros_(self.predictor.bias)
 
-    def forward(self, x, masks):
+    def forward(self, x: Tensor, masks: Tensor) -> Tensor:
         """
         Args:
-            x (Tensor): shape (R, C, P, P).
-            masks (Tensor): shape (R, 1, 2P, 2P), in [0, 1].
+            x: shape (R, C, P, P).
+            masks: shape (R, 1, 2P, 2P), in [0, 1].
 
         Returns:
-            Tensor: shape (R,), logits of the IoU.
+            shape (R,), logits of the IoU.
         """
         x = torch.cat([x, F.max_pool2d(masks, 2)], dim=1)
         return self.predictor(self.layers(x))[:, 0]
 
 
-def paste_masks(probabilities, boxes, height, width):
+def paste_masks(probabilities: Tensor, boxes: Tensor, height: int, width: int) -> RLEMasks:
     """
     Scale the masks of boxes to their boxes (bilinear, as Detectron2 does) and cut them at 0.5.
 
     Args:
-        probabilities (Tensor): shape (D, M, M), in [0, 1].
-        boxes (Tensor): shape (D, 4), XYXY, absolute pixels.
-        height, width (int): of the image.
+        probabilities: shape (D, M, M), in [0, 1].
+        boxes: shape (D, 4), XYXY, absolute pixels.
+        height, width: of the image.
 
     Returns:
-        RLEMasks: D masks of the size of the image.
+        D masks of the size of the image.
     """
     probabilities = probabilities.detach().float().cpu().numpy()
     boxes = boxes.detach().float().cpu().numpy()
@@ -107,55 +117,3 @@ def _bilinear(low, high, size, limit):
     position = (np.arange(begin, end, dtype=np.float32) + 0.5 - low) / scale - 0.5
     distance = np.abs(position[:, None] - np.arange(size, dtype=np.float32))
     return slice(begin, end), np.maximum(1 - distance, 0)
-
-
-class RLEMasks:
-    """
-    D masks of an image, kept as COCO RLE. To index it with an int or to iterate over it gives bool
-    tensors, `numpy.asarray` all of them as one array; a slice, and indices or bools in a list,
-    array or tensor select.
-
-    Args:
-        rles (list[dict]): COCO RLE, as pycocotools encodes.
-        height, width (int): of the image.
-    """
-
-    def __init__(self, rles, height, width):
-        self.rles = rles
-        self.height, self.width = height, width
-
-    @property
-    def shape(self):
-        return len(self.rles), self.height, self.width
-
-    def __len__(self):
-        return len(self.rles)
-
-    def __getitem__(self, item):
-        item = item.cpu().numpy() if isinstance(item, torch.Tensor) else item
-        index = np.arange(len(self))[item]
-        if np.ndim(index) == 0:
-            return torch.from_numpy(mask_utils.decode(self.rles[index]) > 0)
-        return RLEMasks([self.rles[i] for i in index], self.height, self.width)
-
-    def __iter__(self):
-        return (self[i] for i in range(len(self)))
-
-    def __array__(self, dtype=None, copy=None):
-        masks = np.zeros(self.shape, bool)
-        for i, mask in enumerate(self):
-            masks[i] = mask
-        return masks if dtype is None else masks.astype(dtype)
-
-    def to(self, *args, **kwargs):
-        """Itself: it lies in main memory whatever the device."""
-        return self
-
-    @staticmethod
-    def cat(parts):
-        """The masks of several parts of the same image."""
-        rles = [rle for part in parts for rle in part.rles]
-        return RLEMasks(rles, parts[0].height, parts[0].width)
-
-    def __repr__(self):
-        return f"RLEMasks({len(self)} masks of {self.height} x {self.width} pixels)"

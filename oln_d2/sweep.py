@@ -1,52 +1,65 @@
-"""The command `python -m oln_d2 sweep`: recipes one after another, their metrics in one table."""
+"""Recipes trained one after another, and their metrics in one table."""
 
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tabulate import tabulate
 
-from oln_d2.data.coco import read_json
-from oln_d2.errors import InputError, require_detectron2
+from oln_d2.checks import InputError, needs
 from oln_d2.evaluation.result import percent, write_report
-from oln_d2.files import lock, write_whole
+from oln_d2.files import StrPath, lock, read_json, write_whole
+from oln_d2.model_zoo import load_config
 
 # The metrics of the table.
 _METRICS = [
-    ("unseen", "AR@10"), ("unseen", "AR@100"), ("unseen", "AR@1000"), ("unseen", "AUC"),
+    *(("unseen", name) for name in ("AR@10", "AR@100", "AR@1000", "AUC")),
     ("seen", "AR@100"),
-]  # fmt: skip
+]
 
 
-def sweep(args):
+def sweep(
+    recipes: Sequence[StrPath],
+    output: StrPath,
+    *,
+    num_gpus: int = 1,
+    collect_only: bool = False,
+    opts: Sequence[str] = (),
+) -> list[str]:
     """
+    Train recipes one after another by `train_net.py`, and print and write a table of their metrics.
+    What is finished is skipped, what was interrupted goes on from its last checkpoint.
+
     Args:
-        args: the command's arguments, see `oln_d2.cli`.
+        recipes: config files, or names of the model zoo.
+        output: a folder; each recipe has one in it, named as its file.
+        num_gpus: for each training, see `train_net.py`.
+        collect_only: only the table of what is finished.
+        opts: KEY VALUE pairs that override all recipes.
 
     Returns:
-        int: 0, or 1 if a recipe failed.
+        the recipes that failed.
 
     Raises:
         InputError: recipes, settings or folders that cannot be used; before the first one is run.
+        ImportError: Detectron2 is not installed.
     """
-    folders = _name_folders(args.recipes, args.output)
+    recipes, output = [os.fspath(recipe) for recipe in recipes], os.fspath(output)
+    folders = _name_folders(recipes, output)
     failed = []
-    if not args.collect_only:
-        require_detectron2("sweep")
-        _check(folders, args.opts)
-        # The default would end this process and leave the one that trains.
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-                signal.signal(number, lambda number, _: sys.exit(128 + number))
+    if not collect_only:
+        _check(folders, opts)
+        _end_together()
         for number, (recipe, folder) in enumerate(folders.items(), 1):
             title = f"[{number}/{len(folders)}] {recipe}:"
             if _is_finished(folder):
                 print(title, "finished before")
                 continue
             print(title, f"training, see {_log(folder)}", flush=True)
-            reason = _train(recipe, folder, args.num_gpus, args.opts)
+            reason = _train(recipe, folder, num_gpus, opts)
             if reason:
                 failed.append(recipe)
                 print(title, f"failed: {reason}", flush=True)
@@ -54,10 +67,16 @@ def sweep(args):
             with write_whole(_marker(folder)) as temporary:
                 Path(temporary).touch()
             print(title, "finished", flush=True)
-    _collect(folders, args.output)
-    if failed:
-        print(f"\nfailed: {', '.join(failed)}")
-    return 1 if failed else 0
+    _collect(folders, output)
+    return failed
+
+
+def _end_together():
+    """The default of these signals would end this process and leave the one that trains."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def _name_folders(recipes, output):
@@ -66,7 +85,7 @@ def _name_folders(recipes, output):
     for recipe in recipes:
         name = Path(recipe).stem
         if name.startswith("Base-"):
-            print(f"{recipe}: what recipes share, not one itself; left out")
+            print(f"{recipe}: is the base of other recipes; left out")
             continue
         folder = os.path.join(output, name)
         if folder in folders.values():
@@ -79,9 +98,8 @@ def _name_folders(recipes, output):
 
 def _check(folders, opts):
     """Raises InputError if a recipe cannot be read or its folder holds a run of other settings."""
-    import yaml
-
-    from oln_d2.train_net import load_config
+    with needs("sweep", "detectron2"):
+        import yaml
 
     if "OUTPUT_DIR" in opts:
         raise InputError("--opts OUTPUT_DIR: each recipe has its folder in --output")
@@ -100,7 +118,7 @@ def _check(folders, opts):
         ]
         if changed:
             raise InputError(
-                f"{folder}: holds a run of {Path(recipe).stem} with another value of "
+                f"{folder}: holds a run with another value of "
                 f"{', '.join(changed)}; choose another --output or remove the folder"
             )
 
@@ -128,7 +146,7 @@ def _log(folder):
 
 
 def _train(recipe, folder, num_gpus, opts):
-    """Train a recipe, from its last checkpoint if there is one. Return why that failed, or None."""
+    """Train a recipe, from its last checkpoint if there is one; returns why it failed, or None."""
     os.makedirs(folder, exist_ok=True)
     with open(_log(folder), "a+b") as log:
         if not lock(log):  # it is the output of the process that trains, too
@@ -136,13 +154,18 @@ def _train(recipe, folder, num_gpus, opts):
         process = subprocess.Popen(
             [sys.executable, "-m", "oln_d2.train_net", "--config-file", recipe, "--resume"]
             + ["--num-gpus", str(num_gpus), *opts, "OUTPUT_DIR", folder],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             code = process.wait()
         finally:
             if process.poll() is None:  # this process is being ended
-                os.killpg(process.pid, signal.SIGKILL)
+                if hasattr(os, "killpg"):  # not on Windows
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
                 process.wait()
         if code == 0:
             return None

@@ -1,4 +1,4 @@
-"""`python -m oln_d2 evaluate` and `benchmark evaluator`, as users run them."""
+"""`evaluate` and `benchmark evaluator`, as users run them, and `oln_d2.evaluate`."""
 
 import copy
 import json
@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import oln_d2
+from oln_d2.checks import InputError
 from oln_d2.cli import main
+from oln_d2.evaluation import GroundTruth, read_results
 
 CASE = json.loads((Path(__file__).parent / "data/evaluator/rand_small.json").read_text())
 SEEN = "c1,c2,c3"
@@ -69,7 +73,7 @@ def test_newcomer(files):
 
 
 def test_comparison(files, capsys):
-    """Files, protocols and extras would not be told apart, or undefined values be numbers."""
+    """Files, protocols and extras would be mixed up, or undefined values be numbers."""
     dump("other.json", CASE["dt"][::2])
     gt = copy.deepcopy(CASE["gt"])
     gt["annotations"] = [a for a in gt["annotations"] if a["category_id"] > 3]
@@ -96,6 +100,48 @@ def test_comparison(files, capsys):
         assert f"{r['file']}, {r['protocol']}" in out
     assert "n/a" in out and "95 % confidence" in out and "c4" in out
     assert Path("ar.svg").read_text().startswith("<?xml")
+
+
+def test_python(files):
+    """The numbers in a notebook would not be those of the command."""
+    result = oln_d2.evaluate("gt.json", "results.json", seen=SEEN)
+    assert result["unseen"]["AR@100"] == pytest.approx(CASE["expected"]["AR@100"], abs=1e-12)
+    gt = GroundTruth.load("gt.json", SEEN)
+    entries = [
+        {**e, "score": np.float64(e["score"]), "bbox": np.array(e["bbox"])} for e in CASE["dt"]
+    ]
+    for results in ("results.json", read_results("results.json", gt), CASE["dt"], entries):
+        assert oln_d2.evaluate(gt, results).to_dict()["unseen"] == result["unseen"]
+    few = oln_d2.evaluate(gt, "results.json", protocol="filtered", max_dets=100)
+    assert few.protocol == "filtered" and few.ks == (1, 10, 20, 30, 50, 100)
+    assert oln_d2.evaluate(gt, entries, ks=[2000]).max_dets == 2000
+
+
+@pytest.mark.parametrize(
+    "settings, results, message",
+    [
+        ({}, "results.json", "gt.json: seen is missing"),
+        ({"seen": SEEN, "ks": [0]}, "none.json", "k has to be between 1"),
+        ({"seen": SEEN, "iou_type": "mask"}, CASE["dt"], "results: masks are not COCO RLE"),
+        ({"seen": SEEN}, [{**CASE["dt"][0], "image_id": 99}], "results: entry 0: image_id 99"),
+        ({"seen": SEEN}, [{"image_id": 1, "score": 1}], "results: entry 0: .*field 'bbox'"),
+        ({"seen": SEEN}, [{**CASE["dt"][0], "score": "high"}], "results: entry 0: score: Expected"),
+        ({"seen": SEEN}, [CASE], "results: entry 0: .*missing required field"),
+        ({"seen": SEEN}, [1], "results: not a list of COCO's result entries"),
+    ],
+)
+def test_python_bad_input(files, settings, results, message):
+    """A mistake in a notebook would give numbers, or a traceback that does not name it."""
+    with pytest.raises(InputError, match=message):
+        oln_d2.evaluate("gt.json", results, **settings)
+    with pytest.raises(InputError, match="leave out `seen`"):
+        oln_d2.evaluate(GroundTruth(CASE["gt"], SEEN), "results.json", seen=SEEN)
+
+
+def test_evaluator_moved():
+    """Who imports the evaluator from where it was documented would not find it."""
+    with pytest.raises(ImportError, match="`from oln_d2 import OpenWorldEvaluator`"):
+        from oln_d2.evaluation import OpenWorldEvaluator  # noqa: F401
 
 
 def change_gt(**changes):
@@ -181,9 +227,9 @@ def test_bad_files(files, capsys, name, content, message):
         (f"--seen {SEEN} --k 0,10", "k has to be between 1"),
         (f"--seen {SEEN} --k 10 --max-dets 5", "k has to be between 1"),
         (f"--seen {SEEN} --max-dets 0", "k has to be between 1"),
-        (f"--seen {SEEN} --bootstrap 0", "--bootstrap 0"),
+        (f"--seen {SEEN} --bootstrap 0", "bootstrap is 0"),
         (f"--seen {SEEN} --iou mask", "results.json: entry 0: Object missing required field"),
-        (f"--seen {SEEN} --bootstrap 5 --seed -1", "--seed -1"),
+        (f"--seen {SEEN} --bootstrap 5 --seed -1", "seed is -1"),
         (f"--seen {SEEN} --plot ar.nonsense", "ar.nonsense: its ending has to be one of"),
         (f"--seen {SEEN} --plot ar", "ar: its ending has to be one of"),
         (f"--seen {SEEN} --json nowhere/out.json", "nowhere/out.json: is a folder, or its folder"),
@@ -218,9 +264,9 @@ def test_help_and_commands_without_detectron2(files):
         "except SystemExit: pass\n"
         "assert not {'numpy', 'torch', 'matplotlib'} & set(sys.modules)\n"
         f"status = main(['evaluate', 'gt.json', 'results.json', '--seen', '{SEEN}'])\n"
-        "assert 'torch' not in sys.modules\n"
-        "import oln_d2.evaluation\n"
-        "try: oln_d2.evaluation.OpenWorldEvaluator\n"
+        "assert not {'torch', 'matplotlib'} & set(sys.modules)\n"
+        "from oln_d2 import evaluate\n"
+        "try: from oln_d2 import OpenWorldEvaluator\n"
         "except ImportError as error: assert 'git+https' in str(error)\n"
         "else: status = 1\n"
         "sys.exit(status)\n"

@@ -9,10 +9,11 @@ import torch
 from conftest import NEEDS_DETECTRON2, ROOT
 from test_end_to_end import public_state_dict, seeded_weights
 
-from oln_d2.convert import convert_checkpoint, public_name
-from oln_d2.errors import InputError
+from oln_d2.checks import InputError
 from oln_d2.standalone import build_detector, load_checkpoint, load_detector
 from oln_d2.standalone.checkpoint import read_checkpoint
+from oln_d2.standalone.convert import convert_checkpoint
+from oln_d2.standalone.names import public_name
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def test_both_runtimes_agree_on_the_published_size(tmp_path):
     from test_configs import load_config
     from test_standalone import match
 
-    from oln_d2.training import StrictCheckpointer
+    from oln_d2.engine.trainer import StrictCheckpointer
 
     own = build_detector().state_dict()
     shapes = {public_name(name): tensor.shape for name, tensor in own.items()}
@@ -82,7 +83,7 @@ def test_recipe_of_the_published_weights():
 
 @pytest.mark.parametrize("depth, blocks", [(34, 16), (101, 33)])
 def test_other_depths(depth, blocks, tmp_path):
-    """The depth must be told from the file, since nobody is asked for it."""
+    """The depth must be inferred from the file, since nobody is asked for it."""
     own = build_detector(depth=depth, fpn_channels=8, representation_size=16).state_dict()
     theirs, path = str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")
     torch.save({public_name(name): tensor for name, tensor in own.items()}, theirs)
@@ -120,7 +121,7 @@ def test_file_as_mmdet_writes_it(zipped, public, tmp_path):
         assert result.returncode == 0, result.stderr
         assert "ResNet-18, FPN 32, fc 64" in result.stdout
         assert "rpn_head.rpn_cls.weight" in result.stdout and "20 counters" in result.stdout
-        assert "load_detector" in result.stdout
+        assert "oln-d2 propose" in result.stdout
     else:  # then numpy was old as well, and its scalars had another name
         source.write_bytes(source.read_bytes().replace(b"numpy._core", b"numpy.core"))
         convert_checkpoint(str(source), str(target))

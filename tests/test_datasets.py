@@ -12,10 +12,12 @@ from conftest import NEEDS_DETECTRON2, ROOT, make_coco
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from oln_d2.data.coco import load_coco, read_mask
+from oln_d2.checks import InputError
+from oln_d2.data import coco as coco_module
+from oln_d2.data.coco import load_coco, load_images, read_mask
 from oln_d2.data.splits import SPLITS, seen_names, split_category_ids
 from oln_d2.data.vocabularies import COCO_NAMES, counterparts
-from oln_d2.errors import InputError
+from oln_d2.evaluation import GroundTruth
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_unknown_category_is_named():
 @NEEDS_DETECTRON2
 def test_training_sees_only_seen_objects(coco):
     """Unseen or crowd annotations in training would make every published comparison meaningless."""
-    from oln_d2.data.datasets import load_open_world_coco
+    from oln_d2.engine.datasets import load_open_world_coco
 
     records = load_open_world_coco(*paths(coco, "train"), "voc", training=True)
     assert [r["image_id"] for r in records] == [1, 2, 3, 4, 5]  # the sixth holds zebras only
@@ -83,7 +85,7 @@ def test_testing_sees_everything(coco):
     """
     Recall is defined on all images, those without unseen objects and those without any as well.
     """
-    from oln_d2.data.datasets import load_open_world_coco
+    from oln_d2.engine.datasets import load_open_world_coco
 
     records = load_open_world_coco(*paths(coco, "val"), "voc", training=False)
     assert [len(r["annotations"]) for r in records] == [3, 3, 3, 3, 0]
@@ -92,7 +94,7 @@ def test_testing_sees_everything(coco):
 @NEEDS_DETECTRON2
 def test_fields_that_boxes_do_not_need(coco):
     """Annotations without id, or with polygons of no use, are common in people's own data."""
-    from oln_d2.data.datasets import load_open_world_coco
+    from oln_d2.engine.datasets import load_open_world_coco
 
     json_file, image_root = paths(coco, "train")
     content = json.loads(open(json_file).read())
@@ -107,7 +109,7 @@ def test_fields_that_boxes_do_not_need(coco):
 @NEEDS_DETECTRON2
 def test_small_images_do_not_train(coco):
     """As in the authors' code: images under 32 px a side are left out."""
-    from oln_d2.data.datasets import load_open_world_coco
+    from oln_d2.engine.datasets import load_open_world_coco
 
     json_file, image_root = paths(coco, "train")
     content = json.loads(open(json_file).read())
@@ -120,7 +122,7 @@ def test_small_images_do_not_train(coco):
 @NEEDS_DETECTRON2
 def test_bad_data_sets_are_named(coco, tmp_path):
     """Each must stop the run before training starts, naming file, field and remedy."""
-    from oln_d2.data.datasets import load_open_world_coco
+    from oln_d2.engine.datasets import load_open_world_coco
 
     json_file, image_root = paths(coco, "train")
     for args, message in [
@@ -143,8 +145,9 @@ def test_registration(coco):
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    from oln_d2 import register_open_world_coco
+    from oln_d2 import register_datasets, register_open_world_coco
 
+    register_datasets()
     for split in ("voc", "person", "coco"):
         for part in ("train", "val"):
             metadata = MetadataCatalog.get(f"coco_2017_{split}_{part}")
@@ -200,6 +203,32 @@ def test_ground_truth_is_checked(coco):
         load_coco(json_file)
 
 
+def test_ground_truth_is_parsed_once(coco, monkeypatch):
+    """A run would read the same gigabyte for each of its parts, or not see that a file changed."""
+    json_file, image_root = map(Path, paths(coco, "val"))
+    reads = []
+    read = coco_module.read_json
+    monkeypatch.setattr(coco_module, "read_json", lambda path: reads.append(path) or read(path))
+    gt = GroundTruth.load(json_file, "voc")
+    text = json_file.read_text()
+    link = coco / "link.json"
+    link.symlink_to(json_file)
+    images = load_images(str(link), image_root, "person", training=False)
+    assert len(reads) == 1 and len(images) == len(gt.image_ids)
+    content = load_coco(json_file)
+    assert len(reads) == 1 and content == json.loads(text)  # also unchanged by its users
+
+    changed = json.loads(text)
+    changed["annotations"] = []
+    json_file.write_text(json.dumps(changed))
+    assert load_coco(json_file)["annotations"] == [] and len(reads) == 2
+    json_file.write_text(text)
+    del gt, images, content
+    load_coco(json_file)
+    load_coco(json_file)
+    assert len(reads) == 4  # nobody held it
+
+
 def test_counterparts_of_the_splits():
     """A category in the wrong group, in another vocabulary, gives numbers nobody can compare."""
     assert len(COCO_NAMES) == 80 and set(SPLITS["voc"]) < set(COCO_NAMES)
@@ -246,7 +275,7 @@ def write_foreign(
         images (list[str]): the files under `image_root`.
         categories (list[str]): their names.
         annotation (dict): further fields; a segmentation is "polygons" or "rle".
-        image_entry (function): from a file's name to the fields that tell it.
+        image_entry (function): from a file's name to the fields that identify it.
     """
     content = {"images": [], "annotations": [], "categories": []}
     for i, name in enumerate(images, 1):
@@ -283,15 +312,18 @@ def write_foreign(
 def write_lvis(root, part):
     """LVIS has no file_name and no iscrowd; the images of its val lie in both folders of COCO."""
     write_foreign(
-        root, f"lvis/lvis_v1_{part}.json", "coco",
+        root,
+        f"lvis/lvis_v1_{part}.json",
+        "coco",
         ["train2017/000000000009.jpg", "val2017/000000000139.jpg"],
-        [*SPLITS["lvis_v1_coco"], "aerosol_can"], {"segmentation": "polygons"},
+        [*SPLITS["lvis_v1_coco"], "aerosol_can"],
+        {"segmentation": "polygons"},
         lambda name: {
             "coco_url": f"http://images.cocodataset.org/{name}",
             "neg_category_ids": [3],
             "not_exhaustive_category_ids": [],
         },
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -301,28 +333,45 @@ def foreign(tmp_path_factory):
     write_lvis(root, "train")
     write_lvis(root, "val")
     write_foreign(
-        root, "objects365/annotations/zhiyuan_objv2_val.json", "objects365/val",
+        root,
+        "objects365/annotations/zhiyuan_objv2_val.json",
+        "objects365/val",
         ["images/v1/patch8/objects365_v1_00420917.jpg", "images/v2/patch30/objects365_v2_014.jpg"],
-        [*SPLITS["objects365_v2_coco"], "Sneakers"], {"iscrowd": 0, "isfake": 0, "isreflected": 0},
-    )  # fmt: skip
+        [*SPLITS["objects365_v2_coco"], "Sneakers"],
+        {"iscrowd": 0, "isfake": 0, "isreflected": 0},
+    )
     write_foreign(
-        root, "ADEChallengeData2016/ade20k_instance_val.json",
-        "ADEChallengeData2016/images/validation", ["ADE_val_00000001.jpg", "ADE_val_00000002.jpg"],
-        [*SPLITS["ade20k_coco"], "lamp"], {"iscrowd": 0, "segmentation": "rle"},
-    )  # fmt: skip
-    write_foreign(
-        root, "uvo/FrameSet/UVO_frame_val.json", "uvo/uvo_videos_sparse_frames",
-        ["-1a2b/30.png", "zz9_x/60.png"], ["object"], {"iscrowd": 0, "segmentation": "rle"},
-    )  # fmt: skip
-    write_foreign(
-        root, "uvo/VideoDenseSet/UVO_dense_val_frames.json", "uvo/uvo_videos_dense_frames",
-        ["-1a2b/0.png", "zz9_x/1.png"], [*COCO_NAMES, "other"],
+        root,
+        "ADEChallengeData2016/ade20k_instance_val.json",
+        "ADEChallengeData2016/images/validation",
+        ["ADE_val_00000001.jpg", "ADE_val_00000002.jpg"],
+        [*SPLITS["ade20k_coco"], "lamp"],
         {"iscrowd": 0, "segmentation": "rle"},
-    )  # fmt: skip
+    )
     write_foreign(
-        root, "epic_kitchens/annotations/val.json", "epic_kitchens/images",
-        ["P01/P01_01/0000000001.jpg", "P02/P02_01/0000000031.jpg"], ["plate", "cup", "whisk"], {},
-    )  # fmt: skip
+        root,
+        "uvo/FrameSet/UVO_frame_val.json",
+        "uvo/uvo_videos_sparse_frames",
+        ["-1a2b/30.png", "zz9_x/60.png"],
+        ["object"],
+        {"iscrowd": 0, "segmentation": "rle"},
+    )
+    write_foreign(
+        root,
+        "uvo/VideoDenseSet/UVO_dense_val_frames.json",
+        "uvo/uvo_videos_dense_frames",
+        ["-1a2b/0.png", "zz9_x/1.png"],
+        [*COCO_NAMES, "other"],
+        {"iscrowd": 0, "segmentation": "rle"},
+    )
+    write_foreign(
+        root,
+        "epic_kitchens/annotations/val.json",
+        "epic_kitchens/images",
+        ["P01/P01_01/0000000001.jpg", "P02/P02_01/0000000031.jpg"],
+        ["plate", "cup", "whisk"],
+        {},
+    )
     return root
 
 
@@ -333,8 +382,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 import torch
 import oln_d2
-from oln_d2.evaluation import OpenWorldEvaluator
+from oln_d2 import OpenWorldEvaluator
 
+oln_d2.register_datasets()
 found = {}
 for name in DatasetCatalog.list():
     if "seen_names" not in MetadataCatalog.get(name).as_dict() or name.startswith("coco_2017"):
@@ -422,12 +472,12 @@ def test_masks_are_read_or_refused(segmentation, expected):
 
 @NEEDS_DETECTRON2
 def test_masks_reach_the_model(tmp_path, caplog):
-    """MODEL.MASK_ON must train on polygons and RLE, and what gives no mask be told beforehand."""
+    """MODEL.MASK_ON must train on polygons and RLE, and what gives no mask be named beforehand."""
     from detectron2.config import get_cfg
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     from oln_d2 import add_oln_config, register_open_world_coco
-    from oln_d2.training import Trainer
+    from oln_d2.engine.trainer import Trainer
 
     write_lvis(tmp_path, "train")
     json_file = tmp_path / "lvis/lvis_v1_train.json"

@@ -8,7 +8,7 @@ import torch
 from conftest import GOLDEN, NEEDS_DETECTRON2, close, load_golden
 from test_configs import load_config
 
-from oln_d2.convert import convert_checkpoint, convert_public_state_dict
+from oln_d2.standalone.convert import convert_checkpoint, convert_public_state_dict
 
 pytestmark = NEEDS_DETECTRON2
 
@@ -45,7 +45,7 @@ def model(tmp_path_factory):
     """Our OLN-Box with a ResNet-18 of the golden model's size and its weights, by way of a file."""
     from detectron2.modeling import build_model
 
-    from oln_d2.training import StrictCheckpointer
+    from oln_d2.engine.trainer import StrictCheckpointer
 
     cfg = load_config("oln_box_R_50_FPN.yaml")
     cfg.merge_from_list(

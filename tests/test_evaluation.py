@@ -11,10 +11,10 @@ import pytest
 import torch
 from pycocotools import mask as mask_utils
 
-from oln_d2.errors import InputError
+from oln_d2.benchmark.reference import evaluate
+from oln_d2.checks import InputError
 from oln_d2.evaluation import GroundTruth, OpenWorldRecall
 from oln_d2.evaluation.open_world import AREA_RANGES, IOU_THRESHOLDS
-from oln_d2.evaluation.reference import evaluate
 from oln_d2.evaluation.result import GROUPS, auc
 
 GOLDEN = sorted((Path(__file__).parent / "data/evaluator").glob("*.json"))
@@ -365,7 +365,7 @@ def test_matching_is_by_image_id():
 
 
 def test_per_category_and_bootstrap():
-    """A user would be told a wrong class is missed, or get intervals that do not hold the value."""
+    """A user would improve the wrong class, or get intervals that do not contain the value."""
     rng = np.random.default_rng(8)
     content, results = random_case(rng, num_images=60)
     result = score(content, results, ks=KS, max_dets=100).result()
@@ -383,6 +383,9 @@ def test_per_category_and_bootstrap():
             assert math.isnan(value) or low <= value <= high, (group, name)
     low, high = intervals["unseen"]["AR@3"]
     assert 0 < high - low < 0.5
+    for bad in ({"samples": 0}, {"seed": -1}, {"level": 95}):
+        with pytest.raises(InputError, match=f"{next(iter(bad))} is "):
+            result.bootstrap(**bad)
 
 
 def test_to_json(tmp_path):
@@ -466,7 +469,7 @@ def test_warning_for_rounded_scores():
     ],
 )
 def test_bad_detections(change, message):
-    """Bad input would give numbers, or a traceback that does not tell which entry it is."""
+    """Bad input would give numbers, or a traceback that does not name the entry."""
     content, _ = one_image([[10, 10, 50, 50]])
     recall = OpenWorldRecall(GroundTruth(content, names(SEEN)))
     good = {"image_ids": [0, 0], "boxes": [[0, 0, 1, 1], [5, 5, 9, 9]], "scores": [0.5, 0.4]}
@@ -483,7 +486,7 @@ def test_ground_truth_without_mask(mask):
     content, _ = one_image([[10, 10, 20, 20]])
     content["annotations"][0]["segmentation"] = mask
     with pytest.raises(InputError, match="annotation with id 0"):
-        GroundTruth(content, [], "gt.json").masks
+        _ = GroundTruth(content, [], "gt.json").masks
 
 
 def test_mask_of_another_size():

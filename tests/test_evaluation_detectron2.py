@@ -8,20 +8,16 @@ import pytest
 
 pytest.importorskip("detectron2", reason="needs Detectron2")
 
-import torch  # noqa: E402
-from detectron2.config import get_cfg  # noqa: E402
-from detectron2.data import MetadataCatalog  # noqa: E402
-from detectron2.evaluation import print_csv_format, verify_results  # noqa: E402
-from detectron2.structures import Boxes, Instances  # noqa: E402
-from detectron2.utils import comm  # noqa: E402
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import print_csv_format, verify_results
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 
-from oln_d2.errors import InputError  # noqa: E402
-from oln_d2.evaluation import (  # noqa: E402
-    GroundTruth,
-    OpenWorldEvaluator,
-    OpenWorldRecall,
-    read_results,
-)
+from oln_d2.checks import InputError
+from oln_d2.engine.evaluator import OpenWorldEvaluator
+from oln_d2.evaluation import GroundTruth, OpenWorldRecall, read_results
 
 SIZE = (100, 120)
 NUM_IMAGES = 5
@@ -93,7 +89,7 @@ def run(evaluator, content, masks=False, images=range(NUM_IMAGES), seed=1):
 
 
 def test_same_as_scoring_the_file(dataset, tmp_path):
-    """`--eval-only` and `oln_d2 evaluate` on its results file would tell different numbers."""
+    """`--eval-only` and `oln_d2 evaluate` on its results file would give different numbers."""
     name, content = dataset
     evaluator = OpenWorldEvaluator(name, tmp_path / "out", protocols=("xclass", "filtered"))
     run(evaluator, content, masks=True)

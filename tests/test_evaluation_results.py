@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from oln_d2.errors import InputError
+from oln_d2.checks import InputError
 from oln_d2.evaluation import GroundTruth, coco_results, read_results, write_results
 
 CONTENT = {
@@ -67,8 +67,29 @@ def test_written_numbers_come_back(gt, path):
     np.testing.assert_array_equal(detections.scores, scores)
     assert set(detections.image_ids) == {8}
     assert detections.masks[0] == {"size": (640, 480), "counts": "0\\]"}
+    assert detections.source == path
     write_results(path, [])
     assert len(read_results(path, gt).scores) == 0
+
+
+@pytest.mark.parametrize("piece", [120, 2**23])
+def test_scores_beside_the_score(gt, path, piece, monkeypatch):
+    """Pictures would show the scores of other detections, or those that only some have."""
+    monkeypatch.setattr(coco_results, "PIECE", piece)
+    rng = np.random.default_rng(3)
+    boxes, scores, objectness, box_score = rng.random((9, 4)), *rng.random((3, 9))
+    more = {"objectness": objectness, "box_score": box_score, "speed": scores}
+    write_results(path, [(8, boxes, scores, None, more)])
+    qualities = read_results(path, gt).qualities
+    assert list(qualities) == ["objectness", "box_score"]
+    np.testing.assert_array_equal(qualities["objectness"], objectness)
+    np.testing.assert_array_equal(qualities["box_score"], box_score)
+    entries = json.load(open(path))
+    del entries[7]["box_score"]
+    assert list(read_results(write(path, entries), gt).qualities) == ["objectness"]
+    write(path, [*entries, {**entries[0], "objectness": "high"}])
+    with pytest.raises(InputError, match="entry 9: objectness: Expected 'float"):
+        read_results(path, gt)
 
 
 @pytest.mark.parametrize("piece", [60, 2**23])
@@ -96,7 +117,7 @@ def test_written_numbers_come_back(gt, path):
     ],
 )
 def test_bad_file(gt, path, text, message, piece, monkeypatch):
-    """A broken file would give numbers, or an error that does not tell where to look."""
+    """A broken file would give numbers, or an error that does not say where to look."""
     monkeypatch.setattr(coco_results, "PIECE", piece)
     with pytest.raises(InputError, match=f"results.json: {message}"):
         read_results(write(path, text), gt)

@@ -13,8 +13,8 @@ from test_propose import noise, propose, results, same
 from test_standalone import standalone_model
 from torchvision.transforms.functional import to_tensor
 
+from oln_d2.checks import InputError
 from oln_d2.cli import main
-from oln_d2.errors import InputError
 from oln_d2.standalone import build_detector, load_detector, save_checkpoint
 from oln_d2.standalone.export import OnnxDetector
 
@@ -28,9 +28,12 @@ def exported(tmp_path_factory):
     """The folder of a checkpoint and of what is exported of it."""
     folder = tmp_path_factory.mktemp("exported")
     model = standalone_model(
-        norm="FrozenBN", min_size=160, max_size=260, rpn_pre_nms_top_n_test=300,
+        norm="FrozenBN",
+        min_size=160,
+        max_size=260,
+        rpn_pre_nms_top_n_test=300,
         box_detections_per_img=50,
-    )  # fmt: skip
+    )
     save_checkpoint(model, str(folder / "model.pth"))
     for ending in "onnx", "pt":
         assert main(["export", str(folder / "model.pth"), str(folder / f"model.{ending}")]) == 0
@@ -141,7 +144,7 @@ def test_files_that_are_not_ours(exported, tmp_path):
     model = onnx.load(exported / "model.onnx")
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "other.onnx")
-    reasons = {"cut": "no ONNX file that", "other": "does not tell", "none": "no such file"}
+    reasons = {"cut": "no ONNX file that", "other": "does not say", "none": "no such file"}
     for name, reason in reasons.items():
         with pytest.raises(InputError, match=reason) as error:
             OnnxDetector(str(tmp_path / f"{name}.onnx"))
@@ -151,19 +154,14 @@ def test_files_that_are_not_ours(exported, tmp_path):
 
 
 def test_without_onnx(exported, tmp_path):
-    """Where the extra is missing its name must be told."""
+    """Who lacks the extra must be given its name."""
     code = (
-        "import sys; sys.modules['onnx'] = sys.modules['onnxruntime'] = None\n"
+        "import sys; sys.modules['onnx'] = None\n"
         "from oln_d2.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    for command in (
-        ["export", exported / "model.pth", tmp_path / "model.onnx"],
-        ["propose", tmp_path, "--weights", exported / "model.onnx", "--output", tmp_path / "out"],
-    ):
-        noise(8, 8).save(tmp_path / "a.png")
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code, *map(str, command)],
-            cwd=ROOT, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 2 and "[export]" in done.stderr and "Traceback" not in done.stderr
+    command = [sys.executable, "-W", "ignore", "-c", code, "export", exported / "model.pth"]
+    done = subprocess.run(
+        [*map(str, command), str(tmp_path / "model.onnx")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "[export]" in done.stderr and "Traceback" not in done.stderr

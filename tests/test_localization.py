@@ -13,7 +13,9 @@ from oln_d2.localization import (
     encode_ltrb,
     fuse_scores,
     iou_loss,
+    label_and_sample,
     quality_loss,
+    select_proposals,
 )
 
 
@@ -140,3 +142,41 @@ def test_assignment_without_objects_or_anchors():
     """Images without objects: every anchor is a negative."""
     assert assign_anchors(torch.zeros(0, 3), 0.3, 0.7)[1].tolist() == [0, 0, 0]
     assert assign_anchors(torch.zeros(2, 0), 0.3, 0.7)[1].tolist() == []
+
+
+@pytest.mark.parametrize("as_bools", [False, True])
+def test_sample_of_an_image(as_bools):
+    """An anchor outside the image must not be trained, nor take an object from those inside."""
+    anchors = torch.tensor([[-9.0, 0, 11, 20], [0, 0, 20, 20], [50, 50, 70, 70], [90, 0, 110, 20]])
+    gt_boxes = torch.tensor([[0.0, 0, 20, 20]])
+
+    def sampler(labels):
+        samples = labels == 1, labels == 0
+        return samples if as_bools else tuple(s.nonzero().squeeze(1) for s in samples)
+
+    inside = torch.tensor([1, 2, 3])
+    samples = [((0.3, 0.7), sampler), ((0.0, 0.7), sampler)]
+    labels, boxes = label_and_sample(anchors, inside, gt_boxes, samples)
+    assert labels.tolist() == [[-1, 1, 0, 0], [-1, 1, -1, -1]]
+    assert boxes[:, 1].tolist() == gt_boxes.tolist() * 2
+    labels, _ = label_and_sample(anchors, inside, gt_boxes[:0], samples)
+    assert labels.tolist() == [[-1, 0, 0, 0]] * 2
+
+
+def test_proposals_of_an_image():
+    """Boxes without area or not finite must go, the others come best first within the image."""
+    boxes = torch.tensor(
+        [[0.0, 0, 10, 10], [5, 5, 5, 9], [-5, 0, 200, 60], [0, 0, torch.nan, 9], [150, 0, 160, 9]]
+    )
+    logits, levels = torch.tensor([0.1, 5, 0.3, 4, 0.2]), torch.tensor([0, 0, 1, 0, 0])
+    found, scores = select_proposals(boxes, logits, levels, (50, 100), 9)
+    assert found.tolist() == [[0, 0, 100, 50], [0, 0, 10, 10]] and scores[0] > scores[1]
+    assert len(select_proposals(boxes, logits, levels, (50, 100), 1)[0]) == 1
+    small = select_proposals(boxes, logits, levels, (50, 100), 9, min_side=10)
+    assert small[0].tolist() == [[0, 0, 100, 50]]
+    of_level_0 = select_proposals(
+        boxes, logits, levels, (50, 100), 9, nms=lambda b, s, level: (level == 0).nonzero()[:, 0]
+    )
+    assert of_level_0[0].tolist() == [[0, 0, 10, 10]]
+    with pytest.raises(FloatingPointError, match="RPN .*: lower the rate"):
+        select_proposals(boxes, logits, levels, (50, 100), 9, diverged="lower the rate")

@@ -1,4 +1,4 @@
-"""`python -m oln_d2 propose`, and the images of every kind that it reads."""
+"""`oln-d2 propose`, and the images of every kind that it reads."""
 
 import csv
 import json
@@ -17,10 +17,10 @@ from conftest import NEEDS_DETECTRON2, ROOT
 from PIL import Image
 from test_standalone import standalone_model
 
+from oln_d2.checks import InputError
 from oln_d2.cli import main
 from oln_d2.data.images import open_image
-from oln_d2.errors import InputError
-from oln_d2.inference.inputs import find_sources, read_frames
+from oln_d2.propose.inputs import find_sources, read_frames
 from oln_d2.standalone import save_checkpoint
 
 SETTINGS = {
@@ -217,15 +217,15 @@ def test_results_are_evaluated(weights, photos, tmp_path, capsys):
 
 def test_second_run_only_does_what_is_new(weights, photos, tmp_path, monkeypatch):
     """What is done must not be done again; new and changed images must."""
-    from oln_d2.inference.models import StandaloneModel
+    from oln_d2.standalone.proposer import StandaloneProposer
 
-    seen, call = [], StandaloneModel.__call__
+    seen, detect = [], StandaloneProposer.detect
 
-    def count(self, images):
-        seen.extend(image.size for image in images)
-        return call(self, images)
+    def count(self, pixels, sizes):
+        seen.extend((width, height) for height, width in sizes)
+        return detect(self, pixels, sizes)
 
-    monkeypatch.setattr(StandaloneModel, "__call__", count)
+    monkeypatch.setattr(StandaloneProposer, "detect", count)
     run = [photos, "--weights", weights, "--output", tmp_path / "out", "--draw", "--draw-top", 3]
     assert propose(*run) == 0 and sorted(seen) == sorted(SIZES)
     before, picture = results(tmp_path / "out"), tmp_path / "out/pictures/0.png.jpg"
@@ -322,20 +322,20 @@ def test_bad_input_is_one_sentence(weights, photos, tmp_path, capsys):
         ([tmp_path / "*.tif", *good], "no file matches"),
         ([photos, "--weights", tmp_path / "none.pth", *out], "no such file"),
         ([photos, "--weights", tmp_path / "other.pth", *out], "other.pth"),
-        ([photos, "--weights", tmp_path / "fc.pth", *out], "does not tell how its model is built"),
-        ([photos, *out], "--weights is missing"),
-        ([photos, "--config-file", "oln_box_R_50_FPN.yaml", *out], "nobody offers weights"),
-        ([photos, *good, "--top-k", 0], "--top-k 0"),
-        ([photos, *good, "--batch-size", 0], "--batch-size 0"),
-        ([photos, *good, "--score", 2], "--score 2.0"),
-        ([photos, *good, "--nms", "nan"], "--nms nan"),
+        ([photos, "--weights", tmp_path / "fc.pth", *out], "does not say how its model is built"),
+        ([photos, *out], "weights is missing"),
+        ([photos, "--config-file", "oln_box_R_50_FPN.yaml", *out], "no trained weights"),
+        ([photos, *good, "--top-k", 0], "top_k is 0"),
+        ([photos, *good, "--batch-size", 0], "batch_size is 0"),
+        ([photos, *good, "--score", 2], "score is 2.0"),
+        ([photos, *good, "--nms", "nan"], "nms is nan"),
         ([photos, "--weights", weights, "--output", tmp_path / "text.txt"], "is a file"),
         ([photos, "--weights", tmp_path / "script.pt", *out], "script.pt: is TorchScript"),
         ([photos, "--weights", weights, "--output", tmp_path / "text.txt/out"], "Not a directory"),
         ([photos, "--weights", weights, "--output", photos], "outside of"),
         ([tmp_path / "old", *good], "not UTF-8"),
         ([photos, *good, "--gt", tmp_path / "no.json"], "no.json"),
-        ([photos, *good, "--gt", tmp_path / "no.json", "--format", "csv"], "--format coco"),
+        ([photos, *good, "--gt", tmp_path / "no.json", "--format", "csv"], "format coco"),
     ]
     if not torch.cuda.is_available():
         cases.append(([photos, *good, "--device", "cuda"], "finds no CUDA device"))

@@ -11,8 +11,8 @@ import torch
 from conftest import NEEDS_DETECTRON2, ROOT
 from PIL import Image
 
+from oln_d2.checks import InputError
 from oln_d2.cli import main
-from oln_d2.errors import InputError
 from oln_d2.quickstart import make_dataset, quickstart
 from oln_d2.quickstart.run import describe
 from oln_d2.quickstart.synthetic import KNOWN, NOVEL, NUM_KNOWN, NUM_NOVEL, SIZE, draw_image
@@ -70,7 +70,7 @@ def test_objects_are_what_the_annotations_say():
         _, objects = draw_image(np.random.default_rng([5, 0, index]))
         known = sum(category <= len(KNOWN) for category, _, _ in objects)
         numbers.append((known, len(objects) - known))
-        for category, (x, y, w, h), area in objects:
+        for _, (x, y, w, h), area in objects:
             assert 0 <= x and 0 <= y and x + w <= SIZE and y + h <= SIZE
             assert 0.2 * w * h < area <= w * h + 1 and min(w, h) > 15
     known, novel = np.transpose(numbers)
@@ -117,21 +117,34 @@ def test_quickstart_command(tmp_path):
     for _ in range(2):
         run = subprocess.run(
             [sys.executable, "-m", "oln_d2", *map(str, args)],
-            cwd=ROOT, env=env, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert run.returncode == 0, run.stderr
         runs.append(run.stdout)
     for text in ("OLN-Box", "Faster R-CNN", "novel @10", "known @100", "one seed", "designed"):
         assert text in runs[0]
     assert "2 iterations of 4" in runs[0] and runs[1].count("trained before") == 2
+    assert "about 1 min" in runs[0].splitlines()[0]
+    following = runs[0].splitlines()[-1].split()  # the next command that it suggests
+    assert following[:4] == ["python", "-m", "oln_d2", "visualize"]
+    subprocess.run([sys.executable, *following[1:]], cwd=ROOT, env=env, check=True, timeout=300)
+    assert list((output / "pictures").glob("*.html"))
     table = [line for line in runs[0].splitlines() if "Faster R-CNN  " in line]
     assert table and table == [line for line in runs[1].splitlines() if "Faster R-CNN  " in line]
     for name in FILES:
         assert Image.open(output / name).size[0] > 500
     other = subprocess.run(
         [sys.executable, "-m", "oln_d2", *map(str, args), "--seed", "3"],
-        cwd=ROOT, env=env, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert other.returncode == 2 and "with seed 0, not 3; choose another --output" in other.stderr
 
 
@@ -162,25 +175,38 @@ def test_engines_train_with_the_same_settings(tmp_path, monkeypatch):
         config = settings["config"]
         solver = cfg.SOLVER
         assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.WARMUP_ITERS, cfg.SEED) == (
-            settings["batch_size"], settings["lr"], settings["warmup"], settings["seed"]
-        )  # fmt: skip
+            settings["batch_size"],
+            settings["lr"],
+            settings["warmup"],
+            settings["seed"],
+        )
         assert solver.MAX_ITER == round(22 * settings["epochs"] / 4) == 28
         assert solver.WEIGHT_DECAY == WEIGHT_DECAY
         factors = [_lr_factor(i, solver.MAX_ITER, 0) for i in range(solver.MAX_ITER)]
         steps = [i for i in range(1, len(factors)) if factors[i] != factors[i - 1]]
         assert solver.STEPS == tuple(steps)
         assert (
-            cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM, cfg.INPUT.MAX_SIZE_TRAIN,
-            cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN, cfg.MODEL.RPN.PRE_NMS_TOPK_TEST,
-            cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, cfg.MODEL.ROI_BOX_HEAD.FC_DIM,
+            cfg.MODEL.FPN.OUT_CHANNELS,
+            cfg.MODEL.FPN.NORM,
+            cfg.INPUT.MAX_SIZE_TRAIN,
+            cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN,
+            cfg.MODEL.RPN.PRE_NMS_TOPK_TEST,
+            cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE,
+            cfg.MODEL.ROI_BOX_HEAD.FC_DIM,
             cfg.TEST.DETECTIONS_PER_IMAGE,
         ) == tuple(
-            config[name] for name in (
-                "fpn_channels", "norm", "max_size", "rpn_pre_nms_top_n_train",
-                "rpn_pre_nms_top_n_test", "box_batch_size_per_image", "representation_size",
+            config[name]
+            for name in (
+                "fpn_channels",
+                "norm",
+                "max_size",
+                "rpn_pre_nms_top_n_train",
+                "rpn_pre_nms_top_n_test",
+                "box_batch_size_per_image",
+                "representation_size",
                 "box_detections_per_img",
             )
-        )  # fmt: skip
+        )
 
 
 @NEEDS_DETECTRON2
@@ -237,7 +263,7 @@ def test_folders_of_others_are_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(InputError, match="is not empty"):
         quickstart(tmp_path, engine="standalone")
-    with pytest.raises(InputError, match="'jax' is not one of auto"):
+    with pytest.raises(InputError, match="jax; it has to be one of auto"):
         quickstart(tmp_path / "new", engine="jax")
     assert not (tmp_path / "new").exists()
 
@@ -263,9 +289,9 @@ def test_options_have_limits(tmp_path, capsys, option, value, message):
 def test_output_that_is_no_folder(tmp_path):
     """It would end in a traceback; so would a settings file that is not whole."""
     (tmp_path / "file").write_text("kept")
-    for output in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(InputError, match="cannot be made .* choose another --output"):
-            quickstart(output, engine="standalone")
+    for output, message in [("file", "is a file"), ("file/below", "cannot be made")]:
+        with pytest.raises(InputError, match=f"{output}: {message}"):
+            quickstart(tmp_path / output, engine="standalone")
     (tmp_path / "quickstart.json").write_text("")
     with pytest.raises(InputError, match="quickstart.json: not complete, valid JSON"):
         quickstart(tmp_path, engine="standalone")
@@ -277,10 +303,8 @@ def test_automatic_engine(tmp_path, monkeypatch):
     A mistake in the engine must not pass for Detectron2 not being installed, and a folder that
     torchvision began must be finished with it.
     """
-    import oln_d2.quickstart.run as module
-
-    monkeypatch.setitem(module.ENGINES, "detectron2", "oln_d2.quickstart.gone")
-    with pytest.raises(ImportError, match="oln_d2.quickstart.gone"):
+    monkeypatch.setitem(sys.modules, "oln_d2.quickstart.detectron2_engine", None)
+    with pytest.raises(ImportError, match="oln_d2.quickstart.detectron2_engine"):
         quickstart(tmp_path, engine="auto")
     monkeypatch.undo()
     settings = {"engine": "standalone", "seed": 0, "control": False, "images": 8, "epochs": 5.0}

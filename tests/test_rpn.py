@@ -261,10 +261,15 @@ def test_sizes_and_weights_of_the_objectness_loss():
 
 @pytest.mark.parametrize(
     "key, value",
-    [("OLN.OBJECTNESS_TARGET", "giou"), ("OLN.OBJECTNESS_IOU_THRESHOLDS", [0.3, 0.1]),
-     ("OLN.OBJECTNESS_IOU_THRESHOLDS", [0.3]), ("OLN.OBJECTNESS_IOU_THRESHOLDS", ["a", 1]),
-     ("RPN.IOU_THRESHOLDS", [0.5]), ("OLN.OBJECTNESS_BATCH_SIZE_PER_IMAGE", 0)],
-)  # fmt: skip
+    [
+        ("OLN.OBJECTNESS_TARGET", "giou"),
+        ("OLN.OBJECTNESS_IOU_THRESHOLDS", [0.3, 0.1]),
+        ("OLN.OBJECTNESS_IOU_THRESHOLDS", [0.3]),
+        ("OLN.OBJECTNESS_IOU_THRESHOLDS", ["a", 1]),
+        ("RPN.IOU_THRESHOLDS", [0.5]),
+        ("OLN.OBJECTNESS_BATCH_SIZE_PER_IMAGE", 0),
+    ],
+)
 def test_bad_settings_are_named(key, value):
     """A wrong setting must be reported by its key when the model is built."""
     from detectron2.modeling import build_model
@@ -284,11 +289,16 @@ def test_rpn_without_a_config():
 
     by_config = build_rpn()
     by_hand = OLNRPN(
-        in_features=by_config.in_features, head=by_config.rpn_head, anchor_matcher=None,
-        anchor_generator=by_config.anchor_generator, batch_size_per_image=256,
+        in_features=by_config.in_features,
+        head=by_config.rpn_head,
+        anchor_matcher=None,
+        anchor_generator=by_config.anchor_generator,
+        batch_size_per_image=256,
         positive_fraction=0.5,
-        box2box_transform=by_config.box2box_transform, pre_nms_topk=(9, 9), post_nms_topk=(9, 9),
-    )  # fmt: skip
+        box2box_transform=by_config.box2box_transform,
+        pre_nms_topk=(9, 9),
+        post_nms_topk=(9, 9),
+    )
     assert by_hand.loss_weight == by_config.loss_weight
     assert by_hand.box_iou_thresholds == tuple(by_config.box_iou_thresholds)
 

@@ -1,6 +1,7 @@
 """The standalone runtime: against the Detectron2 components, the public code, and on its own."""
 
 import copy
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import torch
 from conftest import NEEDS_DETECTRON2, ROOT, close, load_golden
 from PIL import Image
 
-from oln_d2.errors import InputError
+from oln_d2.checks import InputError
 from oln_d2.standalone import (
     build_detector,
     load_checkpoint,
@@ -20,6 +21,7 @@ from oln_d2.standalone import (
     save_checkpoint,
 )
 from oln_d2.standalone.data import read_image
+from oln_d2.standalone.models import detect
 
 MODELS = [(18, "FrozenBN"), (18, "GN"), (50, "FrozenBN"), (50, "GN")]
 SMALL = {"fpn_channels": 32, "representation_size": 64, "trainable_backbone_layers": 5}
@@ -78,7 +80,7 @@ def match(actual, boxes, scores, side):
 @pytest.fixture(scope="module", params=MODELS, ids=lambda model: "R{}-{}".format(*model))
 def both(request, tmp_path_factory):
     """The two runtimes with the same weights, which went through a file."""
-    from oln_d2.training import StrictCheckpointer
+    from oln_d2.engine.trainer import StrictCheckpointer
 
     path = str(tmp_path_factory.mktemp("both") / "standalone.pth")
     ours = standalone_model(*request.param, min_size=224, max_size=320)
@@ -207,7 +209,7 @@ def test_detections_match_public_code(golden_model, golden):
         proposals, _ = golden_model.rpn(images, features)
         (detections,), _ = golden_model.roi_heads(features, proposals, images.image_sizes)
     for found, scores, name in (
-        (proposals[0], proposals[0]["centerness"], "proposals"),
+        (proposals[0], proposals[0]["objectness"], "proposals"),
         (detections, detections["scores"], "dets"),
     ):
         expected = golden[name]
@@ -239,9 +241,11 @@ def test_losses_match_public_code(golden_model, golden, first_n):
         del golden_model.roi_heads.add_gt_proposals
         golden_model.eval()
     for ours, theirs in {
-        "loss_rpn_loc": "train_loss_rpn_bbox", "loss_rpn_obj": "train_loss_rpn_obj",
-        "loss_box_reg": "train_loss_bbox", "loss_box_score": "train_loss_bbox_score",
-    }.items():  # fmt: skip
+        "loss_rpn_loc": "train_loss_rpn_bbox",
+        "loss_rpn_obj": "train_loss_rpn_obj",
+        "loss_box_reg": "train_loss_bbox",
+        "loss_box_score": "train_loss_bbox_score",
+    }.items():
         close(losses[ours].detach(), golden[theirs].sum(), rtol=1e-4)
 
 
@@ -253,7 +257,7 @@ def test_anchors_agree(size):
     from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
     from torchvision.models.detection.image_list import ImageList
 
-    from oln_d2.standalone.detector import STRIDES, SquareAnchors
+    from oln_d2.standalone.models import STRIDES, SquareAnchors
 
     sizes = [45, 64, 128.5, 256, 512]
     features = [torch.zeros(2, 8, -(-size[0] // s), -(-size[1] // s)) for s in STRIDES]
@@ -274,7 +278,7 @@ def test_resized_shapes_agree():
     """One pixel off would make other features of every image."""
     from detectron2.data.transforms import ResizeShortestEdge
 
-    from oln_d2.standalone.detector import resized_shape
+    from oln_d2.data.images import resized_shape
 
     rng = np.random.RandomState(0)
     for height, width in [
@@ -298,7 +302,7 @@ def test_rpn_nms_drops_duplicates():
         model = standalone_model(min_size=96, max_size=128, rpn_nms_thresh=thresh)
         images, _ = model.transform(image)
         (proposals,), _ = model.rpn(images, model.backbone(images.tensors))
-        assert (proposals["centerness"].diff() <= 0).all()
+        assert (proposals["objectness"].diff() <= 0).all()
         counts.append(len(proposals["boxes"]))
     small = proposals["boxes"][
         (proposals["boxes"][:, 2:] - proposals["boxes"][:, :2]).amax(dim=1) < 30
@@ -385,12 +389,14 @@ def test_bad_images(image, message):
 
 @pytest.mark.parametrize(
     "config, message",
-    [({"depth": 42}, "depth is 42; use one of 10, 18"),
-     ({"norm": "BN"}, "norm is 'BN'.*FrozenBN, GN"),
-     ({"depth": 10, "weights_backbone": "DEFAULT"}, "no pretrained weights for depth 10"),
-     ({"architecture": "yolo"}, "oln_box, oln_mask, faster_rcnn"),
-     ({"anchor_sizes": [32]}, "P2..P5")],
-)  # fmt: skip
+    [
+        ({"depth": 42}, "depth is 42; it has to be one of 10, 18"),
+        ({"norm": "BN"}, "norm is BN; .*FrozenBN, GN"),
+        ({"depth": 10, "weights_backbone": "DEFAULT"}, "no pretrained weights for depth 10"),
+        ({"architecture": "yolo"}, "oln_box, oln_mask, faster_rcnn"),
+        ({"anchor_sizes": [32]}, "P2..P5"),
+    ],
+)
 def test_bad_settings(config, message):
     """A misspelt setting must be reported with what is possible."""
     with pytest.raises(InputError, match=message):
@@ -473,6 +479,60 @@ def test_load_detector_builds_the_model(tmp_path):
     torch.save({"model": model.state_dict()}, path)
     with pytest.raises(InputError, match="oln_box_resnet50_fpn"):
         load_detector(path)
+
+
+@pytest.mark.parametrize("architecture", ["oln_box", "oln_mask", "faster_rcnn"])
+def test_settings_are_in_the_checkpoint(architecture, tmp_path):
+    """
+    A checkpoint must hold every setting, so that it stays the same model when a default changes;
+    one from before, which holds those that were given, must still load.
+    """
+    given = {"depth": 10, "norm": "GN", "fpn_channels": 32, "representation_size": 32}
+    model = build_detector(architecture, **given)
+    assert model.config == build_detector(**model.config).config
+    assert {"min_size", "max_size", "box_nms_thresh", "box_detections_per_img"} <= set(model.config)
+    path = str(tmp_path / "model.pth")
+    save_checkpoint(model, path)
+    content = torch.load(path, weights_only=True)
+    assert content["config"] == model.config
+    torch.save({**content, "config": {"architecture": architecture, **given}}, path)
+    assert load_detector(path).config == model.config
+
+
+@pytest.mark.parametrize("architecture", ["oln_box", "oln_mask", "faster_rcnn"])
+def test_images_that_are_resized_already(architecture):
+    """Who resizes images while loading them must get the boxes and masks of the images."""
+    if architecture == "oln_box":
+        model = standalone_model(min_size=96, max_size=128)
+    else:
+        torch.manual_seed(0)
+        model = build_detector(
+            architecture,
+            depth=10,
+            norm="GN",
+            fpn_channels=32,
+            representation_size=32,
+            min_size=96,
+            max_size=128,
+            box_detections_per_img=20,
+        ).eval()
+        torch.nn.init.constant_(model.rpn.head.bbox_pred.bias, 0.5)
+    images = [torch.randint(0, 256, (3, *size)) / 255 for size in [(90, 120), (96, 100), (50, 90)]]
+    pixels = [model.transform.resized_pixels(image).to(torch.uint8) for image in images]
+    with torch.no_grad():
+        expected = model(images)
+    actual = detect(model, pixels, [tuple(image.shape[-2:]) for image in images])
+    for a, b in zip(actual, expected):
+        assert set(a) == set(b) and len(a["boxes"]) > 0
+        for name in a:
+            assert (np.asarray(a[name]) == np.asarray(b[name])).all()
+
+
+def test_class_names_are_unique():
+    """Two classes of a name, or that differ by case only, would be taken for one another."""
+    lines = [line for path in (ROOT / "oln_d2").rglob("*.py") for line in path.open()]
+    names = [match[1].lower() for match in map(re.compile(r"class (\w+)").match, lines) if match]
+    assert len(names) > 40 and len(set(names)) == len(names)
 
 
 def test_builders_have_the_papers_settings():

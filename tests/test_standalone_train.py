@@ -13,19 +13,27 @@ import torch
 from conftest import ROOT, make_coco
 from PIL import Image
 
+from oln_d2.checks import InputError
 from oln_d2.cli import main
-from oln_d2.errors import InputError
 from oln_d2.standalone import build_detector, load_detector, save_checkpoint, train
 from oln_d2.standalone.data import CocoImages, TrainingBatches, read_image
-from oln_d2.standalone.detector import Transform
+from oln_d2.standalone.models import Transform
 from oln_d2.standalone.training import _lr_factor, _restore
 
 CONFIG = {
-    "depth": 10, "norm": "GN", "fpn_channels": 32, "trainable_backbone_layers": 5,
-    "anchor_sizes": (16, 32, 64, 128), "min_size": (64, 96), "max_size": 128,
-    "representation_size": 32, "box_batch_size_per_image": 32, "rpn_pre_nms_top_n_train": 100,
-    "rpn_pre_nms_top_n_test": 100, "ltrb_init": 0.5,
-}  # fmt: skip
+    "depth": 10,
+    "norm": "GN",
+    "fpn_channels": 32,
+    "trainable_backbone_layers": 5,
+    "anchor_sizes": (16, 32, 64, 128),
+    "min_size": (64, 96),
+    "max_size": 128,
+    "representation_size": 32,
+    "box_batch_size_per_image": 32,
+    "rpn_pre_nms_top_n_train": 100,
+    "rpn_pre_nms_top_n_test": 100,
+    "ltrb_init": 0.5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +54,14 @@ def run(coco, output, **kwargs):
     settings.update(kwargs)
     annotations = coco / "coco/annotations"
     return train(
-        str(annotations / "instances_train2017.json"), str(coco / "coco/train2017"), "voc",
-        str(output), val_json=str(annotations / "instances_val2017.json"),
+        str(annotations / "instances_train2017.json"),
+        str(coco / "coco/train2017"),
+        "voc",
+        str(output),
+        val_json=str(annotations / "instances_val2017.json"),
         val_images=str(coco / "coco/val2017"),
         **settings,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -170,13 +181,25 @@ def test_resume_takes_the_settings_of_the_run_only(coco, uninterrupted, tmp_path
     content = torch.load(uninterrupted[0] / "checkpoint.pth", weights_only=True)
     settings = content["settings"]
     assert {
-        "seen", "digest of the training data", "depth", "norm", "min_size", "epochs", "batch_size",
-        "lr", "warmup", "amp", "seed", "number of processes",
-    } <= set(settings)  # fmt: skip
+        *("seen", "digest of the training data", "depth", "norm", "min_size", "epochs"),
+        *("batch_size", "lr", "warmup", "amp", "seed", "number of processes"),
+    } <= set(settings)
     for name in settings:
         torch.save({**content, "settings": {**settings, name: "x"}}, tmp_path / "checkpoint.pth")
         with pytest.raises(InputError, match=f"was trained with {name} x, not"):
             run(coco, tmp_path, resume=True)
+
+
+def test_resume_a_run_of_before(coco, uninterrupted, tmp_path):
+    """Checkpoints held only the settings that were given; such runs must go on, and no others."""
+    content = torch.load(uninterrupted[0] / "checkpoint.pth", weights_only=True)
+    settings, later = content["settings"], content["config"].keys() - {"architecture", *CONFIG}
+    old = {name: value for name, value in settings.items() if name not in later}
+    assert "box_nms_thresh" in later
+    torch.save({**content, "settings": old}, tmp_path / "checkpoint.pth")
+    run(coco, tmp_path, resume=True)
+    with pytest.raises(InputError, match="was trained with box_nms_thresh 0.7, not 0.5"):
+        run(coco, tmp_path, resume=True, config={**CONFIG, "box_nms_thresh": 0.5})
 
 
 def test_digest_tells_data_apart(coco, tmp_path):
@@ -239,13 +262,12 @@ def test_scales_are_drawn_in_training_only():
 
 def options(coco, output, *more):
     """The arguments of a small `python -m oln_d2 train`."""
-    args = [
-        "train", "--train-json", coco / "coco/annotations/instances_train2017.json",
-        "--images", coco / "coco/train2017", "--split", "voc", "--output", output,
-        "--depth", 10, "--scratch", "--min-size", 64, "--max-size", 96, "--epochs", 0.8,
-        "--batch-size", 2, "--device", "cpu", "--workers", 0, *more,
-    ]  # fmt: skip
-    return list(map(str, args))
+    options = (
+        f"--train-json {coco}/coco/annotations/instances_train2017.json "
+        f"--images {coco}/coco/train2017 --split voc --output {output} --depth 10 --scratch "
+        "--min-size 64 --max-size 96 --epochs 0.8 --batch-size 2 --device cpu --workers 0"
+    )
+    return ["train", *options.split(), *map(str, more)]
 
 
 @pytest.mark.parametrize(
@@ -255,8 +277,8 @@ def options(coco, output, *more):
         ("--epochs", "inf", "epochs is inf; it has to be a number above 0"),
         ("--epochs", "0", "epochs is 0.0; it has to be a number above 0"),
         ("--batch-size", "0", "batch_size is 0; it has to be 1 or more"),
-        ("--lr", "nan", "lr is nan; it has to be a number of 0 or more"),
-        ("--lr", "-1", "lr is -1.0; it has to be a number of 0 or more"),
+        ("--lr", "nan", "lr is nan; it has to be 0 or more"),
+        ("--lr", "-1", "lr is -1.0; it has to be 0 or more"),
         ("--warmup", "-5", "warmup is -5; it has to be 0 or more"),
         ("--workers", "-1", "workers is -1; it has to be 0 or more"),
         ("--checkpoint-every", "0", "checkpoint_every is 0; it has to be 1 or more"),
@@ -349,8 +371,10 @@ def test_flipped_images(coco):
     """A flip must move boxes with the pixels; unseen objects and crowds must not be there."""
     dataset = CocoImages(
         str(coco / "coco/annotations/instances_train2017.json"),
-        str(coco / "coco/train2017"), "voc", training=True,
-    )  # fmt: skip
+        str(coco / "coco/train2017"),
+        "voc",
+        training=True,
+    )
     assert dataset.image_ids == [1, 2, 3, 4, 5]
     assert [len(dataset[i, False][1]["boxes"]) for i in range(5)] == [2, 1, 2, 2, 2]
     (image, target), (flipped, flipped_target) = dataset[0, False], dataset[0, True]
@@ -382,9 +406,14 @@ def test_boxes_too_small_for_float32(tmp_path, architecture):
     config["architecture"] = architecture
     arguments = one_image(tmp_path, boxes)
     train(
-        *arguments, str(tmp_path / "out"), config=config, epochs=6, batch_size=1, workers=0,
+        *arguments,
+        str(tmp_path / "out"),
+        config=config,
+        epochs=6,
+        batch_size=1,
+        workers=0,
         device="cpu",
-    )  # fmt: skip
+    )
     assert (tmp_path / "out/model_final.pth").exists()
     target = {"boxes": torch.tensor([[0, 0, 1e-45, 9], [1, 2, 3, 4]]), "labels": torch.ones(2)}
     target = Transform(50, 60).resize(torch.rand(3, 100, 120), target)[1]
@@ -433,7 +462,7 @@ def keep_then_evaluate(model, dataset, ground_truth, output, workers):
     torch.save(model.state_dict(), f"{output}/rank{rank}.pth")
     return evaluate(model, dataset, ground_truth, output, workers)
 
-evaluate, training.evaluate = training.evaluate, keep_then_evaluate
+evaluate, training.evaluate_detector = training.evaluate_detector, keep_then_evaluate
 rank, args = os.environ["RANK"], sys.argv[1:]
 if "--resume" in args:
     args[args.index("--output") + 1] += ("", "/other")[int(rank)]
@@ -450,8 +479,13 @@ def command(*args, **kwargs):
     }
     return subprocess.run(
         [sys.executable, *map(str, args)],
-        cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, **kwargs,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **kwargs,
+    )
 
 
 def test_two_processes(coco, tmp_path):
@@ -463,12 +497,20 @@ def test_two_processes(coco, tmp_path):
     output = tmp_path / "out"
     annotations = coco / "coco/annotations"
     validation = [
-        "--val-json", annotations / "instances_val2017.json", "--val-images", coco / "coco/val2017"
-    ]  # fmt: skip
+        "--val-json",
+        annotations / "instances_val2017.json",
+        "--val-images",
+        coco / "coco/val2017",
+    ]
     args = [
-        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-        tmp_path / "two.py", *options(coco, output, *validation),
-    ]  # fmt: skip
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        tmp_path / "two.py",
+        *options(coco, output, *validation),
+    ]
     result = command(*args)
     assert result.returncode == 0, result.stderr
     assert "2 iterations of 2" in result.stdout and result.stdout.count("Protocol xclass") == 1

@@ -27,9 +27,14 @@ def command(*options):
 def run(data, *options):
     """Exit code and output of the finished command."""
     process = subprocess.run(
-        command(*options), cwd=ROOT, env=environment(data), text=True, timeout=600,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        command(*options),
+        cwd=ROOT,
+        env=environment(data),
+        text=True,
+        timeout=600,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     return process.returncode, process.stdout
 
 
@@ -48,9 +53,13 @@ def test_killed_sweep_goes_on(tmp_path):
     recipes = [BOX, broken, RPN, "configs/cpu/Base-R18-GN.yaml"]
     arguments = [*recipes, "--output", output, "--opts", *SMALL]
     process = subprocess.Popen(
-        command(*arguments), cwd=ROOT, env=environment(data), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        command(*arguments),
+        cwd=ROOT,
+        env=environment(data),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     folder = output / "oln_box_R_10_FPN_GN"
     try:
         while not (folder / "last_checkpoint").is_file():
@@ -64,7 +73,7 @@ def test_killed_sweep_goes_on(tmp_path):
 
     code, log = run(data, *arguments)
     assert code == 1, log
-    assert "Base-R18-GN.yaml: what recipes share" in log
+    assert "Base-R18-GN.yaml: is the base of other recipes" in log
     for line in (f"[1/3] {BOX}: finished", f"[3/3] {RPN}: finished", f"failed: {broken}"):
         assert line in log.splitlines()
     assert f"[2/3] {broken}: failed: exit code 1, train_net.py: DATASETS: no data set" in log

@@ -1,5 +1,6 @@
 """`train_net.py` as its users run it: as a process, on a small data set."""
 
+import argparse
 import json
 import os
 import signal
@@ -10,6 +11,8 @@ import time
 import pytest
 import torch
 from conftest import NEEDS_DETECTRON2, ROOT, make_coco
+
+from oln_d2.checks import InputError
 
 RECIPE = "configs/cpu/oln_box_R_18_FPN_GN.yaml"
 SMALL = (
@@ -42,9 +45,13 @@ def run(data, output, *settings, options=(), recipe=RECIPE):
     """The exit code of the finished process and all that it printed."""
     process = subprocess.run(
         command(output, settings, options, recipe),
-        cwd=ROOT, env=environment(data), text=True, timeout=900,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment(data),
+        text=True,
+        timeout=900,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     return process.returncode, process.stdout
 
 
@@ -102,9 +109,12 @@ def test_killed_run_resumes(data, tmp_path):
     output = tmp_path / "killed"
     endless = ["SOLVER.MAX_ITER", "100000", "TEST.EVAL_PERIOD", "0"]
     process = subprocess.Popen(
-        command(output, endless, (), RECIPE), cwd=ROOT, env=environment(data),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        command(output, endless, (), RECIPE),
+        cwd=ROOT,
+        env=environment(data),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         while not (output / "last_checkpoint").is_file():
             assert process.poll() is None
@@ -221,7 +231,7 @@ def test_masks_train_and_are_evaluated(data, tmp_path):
     results = tmp_path / "inference/coco_2017_voc_val/coco_instances_results.json"
     detections = json.loads(results.read_text())
     assert detections and all("counts" in detection["segmentation"] for detection in detections)
-    for detection in detections[:20]:  # `visualize` tells them
+    for detection in detections[:20]:  # `visualize` shows them
         c, b, m = (detection[name] for name in ("objectness", "box_score", "mask_score"))
         assert detection["score"] == pytest.approx((c * b * m) ** (1 / 3), rel=1e-4)
 
@@ -263,6 +273,7 @@ def test_bad_input_is_one_sentence(data, trained, tmp_path):
         (data, [], ["MODEL.WEIGHTS", "http://127.0.0.1:9/w.pkl"], "w.pkl: cannot be fetched"),
         (data, ["--config-file", "oln_bix_R_50_FPN.yaml"], [], "near it: oln_box_R_50_FPN.yaml"),
         (data, ["--config-file", ""], [], "--config-file is missing"),
+        (data, ["--num-machines", 2], [], "--num-machines 2 needs --dist-url"),
     ]
     for folder, options, settings, message in cases:
         code, log = run(folder, tmp_path / "out", *settings, options=options)
@@ -270,18 +281,102 @@ def test_bad_input_is_one_sentence(data, trained, tmp_path):
         last = log.strip().splitlines()[-1]
         assert last.startswith("train_net.py: ") and message in last, log
         assert "Traceback" not in log and "Starting training" not in log
+        assert log.count(last) == 1, log  # once, however many processes there are
+
+
+@NEEDS_DETECTRON2
+def test_more_processes_than_gpus(monkeypatch):
+    """Detectron2 would start its processes on GPUs that are not there, also for a CPU model."""
+    from oln_d2.train_net import _check
+
+    # The only way to have one GPU, on any machine.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    args = argparse.Namespace(config_file=ROOT / RECIPE, opts=[], num_gpus=1, num_machines=1)
+    _check(args)
+    args.num_gpus = 2
+    with pytest.raises(InputError, match="--num-gpus 2: .* MODEL.DEVICE cpu, .* finds 1 here"):
+        _check(args)
+    args.opts = ["MODEL.DEVICE", "cuda"]
+    with pytest.raises(InputError, match="needs 2 CUDA devices, and PyTorch finds 1 here"):
+        _check(args)
+
+
+@NEEDS_DETECTRON2
+def test_resume_on_machines_that_share_no_folder(data, monkeypatch, tmp_path):
+    """One machine would go on from a checkpoint and the others start anew, without a word."""
+    from detectron2.utils import comm
+
+    from oln_d2.engine.datasets import register_open_world_coco
+    from oln_d2.engine.trainer import Trainer
+    from oln_d2.model_zoo import load_config
+
+    folder = data / "coco"
+    register_open_world_coco(
+        "one", folder / "annotations/instances_train2017.json", folder / "train2017", "voc", True
+    )
+    opts = ["DATASETS.TRAIN", ("one",), "DATASETS.TEST", (), "OUTPUT_DIR", str(tmp_path)]
+    trainer = Trainer(load_config(ROOT / RECIPE, [*SMALL, *opts]))
+    trainer.resume_or_load()
+    # What a second machine without the checkpoint answers.
+    monkeypatch.setattr(comm, "all_gather", lambda iteration: [iteration, iteration + 500])
+    with pytest.raises(InputError, match=r"would start at iterations \[0, 500\]; put OUTPUT_DIR"):
+        trainer.resume_or_load()
+
+
+COUNT_READS = """
+import runpy, sys
+reads = []
+def count(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("instances_val2017.json"):
+        reads.append(arguments[0])
+sys.addaudithook(count)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+print("reads:", len(reads))
+"""
+
+
+@NEEDS_DETECTRON2
+def test_evaluation_reads_the_ground_truth_once(data, trained, tmp_path):
+    """Minutes of every evaluation of a large data set would go into parsing the same file."""
+    settings = ["MODEL.WEIGHTS", trained[0] / "model_final.pth"]
+    line = command(tmp_path, settings, ["--eval-only"], RECIPE)
+    line[3:3] = ["-c", COUNT_READS]
+    log = subprocess.check_output(line, cwd=ROOT, env=environment(data), text=True, timeout=900)
+    assert log.splitlines()[-1] == "reads: 1"
+    assert (tmp_path / "inference/coco_2017_voc_val/open_world_results.json").is_file()
+
+
+@NEEDS_DETECTRON2
+def test_recipe_by_name(data, trained, tmp_path):
+    """The names of the model zoo are documented to work from any folder, with no file there."""
+    script = [sys.executable, "-W", "ignore", "-m", "oln_d2.train_net", "--eval-only"]
+    script += ["--config-file", "cpu/oln_box_R_18_FPN_GN.yaml", *SMALL]
+    script += ["MODEL.WEIGHTS", trained[0] / "model_final.pth"]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.run(
+        list(map(str, script)),
+        cwd=tmp_path,
+        env={**environment(data), "PYTHONPATH": path},
+        text=True,
+        timeout=900,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.returncode == 0, process.stdout
+    assert list(tmp_path.glob("output/**/open_world_results.json"))
 
 
 def test_without_detectron2():
-    """The error must say how to install it; all that does not need it must import."""
+    """The error must say how to install it; everything that does not need it must import."""
     program = (
         "import sys, runpy; sys.modules['detectron2'] = None\n"
-        "import oln_d2, oln_d2.localization, oln_d2.data.splits, oln_d2.data.coco, oln_d2.convert\n"
-        "for name in ('add_oln_config', 'OLNRPN', 'register_open_world_coco', "
-        "'OpenWorldEvaluator'):\n"
+        "import oln_d2, oln_d2.localization, oln_d2.data.coco, oln_d2.standalone.convert\n"
+        "import oln_d2.model_zoo, oln_d2.sweep, oln_d2.quickstart\n"
+        "for name in ('add_oln_config', 'register_datasets', 'register_open_world_coco', "
+        "'OLNRPN', 'OpenWorldEvaluator'):\n"
         "    try:\n"
-        "        value = getattr(oln_d2, name)\n"
-        "        value(None)\n"
+        "        getattr(oln_d2, name)\n"
         "    except ImportError as error:\n"
         "        assert 'pip install' in str(error) and 'detectron2.git' in str(error), error\n"
         "    else:\n"
@@ -297,29 +392,53 @@ def test_without_detectron2():
     assert "Traceback" not in process.stderr
 
 
+COMPONENTS = """
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
+assert "OLNRPN" in PROPOSAL_GENERATOR_REGISTRY and "OLNROIHeads" in ROI_HEADS_REGISTRY
+"""
+DATA_SETS = """
+from detectron2.data import DatasetCatalog, MetadataCatalog
+assert "epic_kitchens_val" in DatasetCatalog.list()
+json_file = MetadataCatalog.get("coco_2017_voc_train").json_file
+assert json_file == os.path.expanduser("~/data/coco/annotations/instances_train2017.json")
+"""
+
+
 @NEEDS_DETECTRON2
-def test_import_registers(tmp_path):
-    """`import oln_d2` is all that another project has to add, also one that is run with -m."""
-    project = tmp_path / "project"
-    project.mkdir()
-    (project / "__init__.py").write_text("import oln_d2\n")
-    (project / "train.py").write_text(
-        "from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY\n"
+@pytest.mark.parametrize(
+    "program",
+    [
+        2 * "oln_d2.register_datasets()\n" + DATA_SETS,
+        2 * "oln_d2.add_oln_config(cfg)\n" + COMPONENTS + DATA_SETS,
+    ],
+)
+def test_registration_by_one_call(program, tmp_path):
+    """Another project has to call one function, again does no harm; importing does nothing yet."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\nimport oln_d2\n"
+        "assert not {'torch', 'detectron2'} & set(sys.modules)\n"
+        "from detectron2.config import get_cfg\n"
+        "import oln_d2.engine.datasets\n"
         "from detectron2.data import DatasetCatalog\n"
-        "assert 'OLNRPN' in PROPOSAL_GENERATOR_REGISTRY and 'OLNROIHeads' in ROI_HEADS_REGISTRY\n"
-        "assert 'coco_2017_voc_train' in DatasetCatalog.list()\n"
+        "assert 'coco_2017_voc_train' not in DatasetCatalog.list()\n"
+        "os.environ['DETECTRON2_DATASETS'] = '~/data'\n"
+        f"cfg = get_cfg()\n{program}"
     )
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, "-W", "ignore", "-m", "project.train"]
-    subprocess.run(command, cwd=tmp_path, env=env, check=True)
+    subprocess.run([sys.executable, "-W", "ignore", script], cwd=tmp_path, env=env, check=True)
 
 
 def test_broken_detectron2(tmp_path):
-    """A Detectron2 that cannot be imported must be reported, not passed over."""
+    """A Detectron2 that cannot be imported must be reported with its reason, when it is used."""
     (tmp_path / "detectron2").mkdir()
-    (tmp_path / "detectron2/__init__.py").write_text("raise ImportError('no fvcore')")
+    (tmp_path / "detectron2/__init__.py").write_text("import no_such_fvcore")
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     process = subprocess.run(
-        [sys.executable, "-c", "import oln_d2"], env=env, text=True, capture_output=True
+        [sys.executable, "-c", "import oln_d2\noln_d2.add_oln_config"],
+        env=env,
+        text=True,
+        capture_output=True,
     )
-    assert process.returncode == 0 and "no fvcore" in process.stderr
+    last = process.stderr.splitlines()[-1]
+    assert process.returncode == 1 and "needs no_such_fvcore" in last and "pip install" in last

@@ -1,4 +1,4 @@
-"""Pictures of proposals, and `python -m oln_d2 visualize`."""
+"""Pictures of proposals, and `oln-d2 visualize`."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from PIL import Image, ImageColor
 from pycocotools import mask as mask_utils
 
 from oln_d2.cli import main
-from oln_d2.visualize import FOUND, KNOWN, MISSED, Objects, contact_sheet, draw_proposals
+from oln_d2.drawing import FOUND, KNOWN, MISSED, Objects, contact_sheet, draw_proposals
 
 GREY = (90, 90, 90)
 # Known; novel and found; novel and missed.
@@ -72,7 +72,7 @@ def test_colours_tell_the_score():
 
 
 def test_masks_are_tinted():
-    """`--masks` must show which pixels a mask covers, where they overlap those of the better one."""
+    """`--masks` must show which pixels a mask covers, the better one where two overlap."""
     masks = np.zeros((300, 400, 2), np.uint8, order="F")
     masks[100:200, 100:200, 0] = 1
     masks[100:200, 150:300, 1] = 1
@@ -169,7 +169,7 @@ def test_bad_input_is_one_sentence(files, capsys):
     """Nothing must be drawn, and the message must name the remedy."""
     for arguments, expected in (
         ([], "--split or --seen"),
-        (["--split", "voc", "--top-k", 0], "--top-k 0"),
+        (["--split", "voc", "--top-k", 0], "top_k is 0"),
         (["--seen", "unicorn"], "unicorn"),
         (["--split", "voc", "--images", files / "none"], "no such folder"),
         (["--split", "voc", "--masks"], "segmentation"),

@@ -1,59 +1,60 @@
-"""Reading and checking ground truth in COCO's JSON format. Needs no Detectron2."""
+"""Reading and checking ground truth in COCO's JSON format."""
 
-import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
 
 from pycocotools import mask as mask_utils
 
+from oln_d2.checks import InputError
 from oln_d2.data.splits import seen_names, split_category_ids
-from oln_d2.errors import InputError
+from oln_d2.files import StrPath, read_json
 
-# Images thinner than this do not train, as in the authors' code.
+# Images with a shorter side than this are left out of training, as in the authors' code.
 MIN_IMAGE_SIDE = 32
 
 
-def read_json(path):
-    """
-    Args:
-        path (str): a JSON file.
-
-    Returns:
-        what the file holds.
-
-    Raises:
-        InputError: the file is missing, not readable or not complete JSON.
-    """
-    try:
-        return json.loads(Path(path).expanduser().read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        message = f"{path}: not complete, valid JSON ({error}); fetch or write it again"
-        raise InputError(message) from None
+class _Content(dict[str, Any]):
+    """A dict that can be referred to weakly."""
 
 
-def load_coco(path):
+_held: WeakValueDictionary[tuple[object, ...], _Content] = WeakValueDictionary()
+
+
+def load_coco(path: StrPath) -> dict[str, Any]:
     """
     Read a COCO ground truth file and check all that training or evaluation will rely on, so that
     bad data stops the run before work is lost.
 
     Args:
-        path (str): JSON with the lists `images` (`id`, `width`, `height`), `annotations`
-            (`image_id`, `category_id`, `bbox` as XYWH in absolute pixels; `area` and `iscrowd`
-            optional here) and `categories` (`id`, `name`).
+        path: JSON with the lists `images` (`id`, `width`, `height`), `annotations` (`image_id`,
+            `category_id`, `bbox` as XYWH in absolute pixels; `area` and `iscrowd` optional here)
+            and `categories` (`id`, `name`).
 
     Returns:
-        dict: the content of the file, unchanged.
+        the content of the file. Do not change it: as long as it is held anywhere, whoever loads the
+        unchanged file gets the same object, without reading the file again.
 
     Raises:
         InputError: names the file, the entry and the field that is missing, repeated, of the wrong
             type, NaN, infinite or negative.
     """
-    content = read_json(path)
+    real = os.path.realpath(Path(path).expanduser())
+    try:
+        stat = os.stat(real)
+    except OSError:  # reading it says why
+        return _Content(_check(path, read_json(path)))
+    key = real, stat.st_ino, stat.st_mtime_ns, stat.st_size
+    content = _held.get(key)
+    if content is None:
+        content = _held[key] = _Content(_check(path, read_json(path)))
+    return content
+
+
+def _check(path: StrPath, content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(
             f"{path}: holds a JSON {type(content).__name__}, not an object with 'images', "
@@ -77,7 +78,7 @@ def load_coco(path):
     return content
 
 
-def _unique_ids(path, field, entries):
+def _unique_ids(path: StrPath, field: str, entries: list[Any]) -> set[int]:
     ids = set()
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), int):
@@ -90,7 +91,9 @@ def _unique_ids(path, field, entries):
     return ids
 
 
-def _check_annotation(path, index, annotation, image_ids, category_ids):
+def _check_annotation(
+    path: StrPath, index: int, annotation: Any, image_ids: set[int], category_ids: set[int]
+) -> None:
     where = f"{path}: annotations[{index}]"
     if not isinstance(annotation, dict):
         raise InputError(f"{where} is not an object")
@@ -101,7 +104,7 @@ def _check_annotation(path, index, annotation, image_ids, category_ids):
         value = annotation.get(field)
         if not isinstance(value, int) or value not in ids:
             raise InputError(f"{where}: {field} {value!r} is not in '{home}'")
-    box = annotation.get("bbox")
+    box: Any = annotation.get("bbox")
     try:
         fits = len(box) == 4 and all(map(math.isfinite, box)) and box[2] >= 0 and box[3] >= 0
     except TypeError:
@@ -112,52 +115,53 @@ def _check_annotation(path, index, annotation, image_ids, category_ids):
         )
 
 
-def load_images(json_file, image_root, seen, training):
+def load_images(
+    json_file: StrPath, image_root: StrPath, seen: StrPath | Sequence[str], training: bool
+) -> list[dict[str, Any]]:
     """
     The images of a data set with their annotations, all checked before work starts.
 
     Args:
-        json_file (str): annotations in COCO format.
-        image_root (str): the folder that the `file_name`s start from. An image that has none, as in
+        json_file: annotations in COCO format.
+        image_root: the folder that each `file_name` is relative to. An image without one, as in
             LVIS, gets the last two parts of its `coco_url`, e.g. "val2017/000000000139.jpg".
-        seen (str | list[str]): the seen categories, see :func:`oln_d2.data.splits.seen_names`.
-        training (bool): True for what a model may see in training: annotations of seen categories
-            that are no crowds, and only images of at least `MIN_IMAGE_SIDE` pixels a side that hold
-            one. False for testing: every image with every annotation.
+        seen: the seen categories, see :func:`oln_d2.data.splits.seen_names`.
+        training: True selects what a model may see in training: annotations of seen categories
+            that are no crowds, and only images of at least `MIN_IMAGE_SIDE` pixels a side that have
+            such an annotation. False, for testing, keeps every image with every annotation.
 
     Returns:
-        list[dict]: the entries of `images`, ascending by `id`, each with its `annotations`.
+        the entries of `images`, ascending by `id`, each with its `annotations`. Do not change the
+        annotations, see :func:`load_coco`.
 
     Raises:
-        InputError: a file that is missing or broken, an unknown category name, images that are not
-            there, or nothing left to train on.
+        InputError: a file that is missing or broken, an unknown category name, a missing image, or
+            nothing left to train on.
     """
     content = load_coco(json_file)
     seen_ids, _ = split_category_ids(content["categories"], seen, json_file)
-    for image in content["images"]:
+    entries = [{**image, "annotations": []} for image in content["images"]]
+    for image in entries:
         if "file_name" not in image and isinstance(image.get("coco_url"), str):
             image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
-    _check_images(json_file, image_root, content["images"])
-    images = {
-        image["id"]: {**image, "annotations": []}
-        for image in sorted(content["images"], key=lambda image: image["id"])
-    }
+    _check_images(json_file, image_root, entries)
+    images = sorted(entries, key=lambda image: image["id"])
+    by_id = {image["id"]: image for image in images}
     for annotation in content["annotations"]:
-        images[annotation["image_id"]]["annotations"].append(annotation)
-    images = list(images.values())
+        by_id[annotation["image_id"]]["annotations"].append(annotation)
     if training:
         images = _select_for_training(images, set(seen_ids))
         if not images:
             raise InputError(
-                f"{json_file}: no image of {MIN_IMAGE_SIDE} px or more a side holds an annotation, "
-                f"no crowd, of the seen categories ({', '.join(seen_names(seen))}); there is "
-                "nothing to train on. Choose other seen categories or another file"
+                f"{json_file}: no image of {MIN_IMAGE_SIDE} px or more a side has an annotation "
+                f"(crowds do not count) of the seen categories ({', '.join(seen_names(seen))}); "
+                "there is nothing to train on. Choose other seen categories or another file"
             )
     return images
 
 
-def _check_images(json_file, image_root, images):
-    """All at once, by one listing a folder: quick on network file systems too."""
+def _check_images(json_file: StrPath, image_root: StrPath, images: list[dict[str, Any]]) -> None:
+    """One listing per folder instead of a look-up per image: quick on network file systems too."""
     if not os.path.isdir(image_root):
         raise InputError(
             f"{image_root}: no such folder; the images of {json_file} are expected there"
@@ -177,7 +181,7 @@ def _check_images(json_file, image_root, images):
             )
 
 
-def _select_for_training(images, seen_ids):
+def _select_for_training(images: list[dict[str, Any]], seen_ids: set[int]) -> list[dict[str, Any]]:
     selected = []
     for image in images:
         annotations = [
@@ -190,17 +194,19 @@ def _select_for_training(images, seen_ids):
     return selected
 
 
-def read_mask(annotation, image, source):
+def read_mask(
+    annotation: dict[str, Any], image: dict[str, Any], source: StrPath
+) -> list[list[float]] | dict[str, Any] | None:
     """
     Args:
-        annotation (dict): of COCO format.
-        image (dict): the image that it lies in, with `height` and `width`.
-        source (str): the file they come from; named in errors.
+        annotation: an entry of `annotations`.
+        image: the entry of its image, with `file_name`, `height` and `width`.
+        source: the file they come from; named in errors.
 
     Returns:
-        list[list[float]], dict or None: the annotation's `segmentation` as polygons
-        [x1, y1, x2, y2, ...] in absolute pixels, without those of fewer than 3 points (all of them
-        may be); or as compressed RLE; None if it has none.
+        the annotation's `segmentation` as polygons [x1, y1, x2, y2, ...] in absolute pixels,
+        without those of fewer than 3 points (which may leave none); or as compressed RLE; None if
+        it has none.
 
     Raises:
         InputError: a `segmentation` that is neither.
@@ -211,7 +217,7 @@ def read_mask(annotation, image, source):
     size = [image["height"], image["width"]]
     try:
         if isinstance(mask, list):
-            # A sum is finite if all its terms are, and much quicker than looking at each.
+            # A sum is finite if all its terms are, and much quicker than a check of each.
             if not all(math.isfinite(sum(polygon)) for polygon in mask):
                 raise ValueError("a coordinate is not finite")
             return [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]

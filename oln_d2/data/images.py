@@ -1,23 +1,25 @@
-"""Reading image files, whatever they hold, as upright 8-bit RGB."""
+"""Images, from whatever files and arrays, as upright 8-bit RGB; and the size that models see."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from oln_d2.errors import InputError
+from oln_d2.checks import InputError
+from oln_d2.files import StrPath
 
 
-def open_image(path):
+def open_image(path: StrPath) -> Image.Image:
     """
     Args:
-        path (str): an image file in any format that Pillow reads. Transparent parts become white.
+        path: an image file in any format that Pillow reads. Transparent parts become white.
             Of more than 8 bits an image is scaled down to them: 16-bit integers from [0, 65535],
             fractions from [0, 1]. Pixels as EXIF turns them, so that boxes are those of the image
             as it is looked at.
 
     Returns:
-        PIL.Image.Image: RGB, upright.
+        RGB, upright.
 
     Raises:
         InputError: the file is missing, is no image or not a whole one, or has more pixels than
@@ -46,7 +48,58 @@ def open_image(path):
         raise InputError(f"{path}: cannot be read as an image ({reason}); fetch it again") from None
 
 
-def _to_rgb(image):
+def to_image(image: Any) -> Image.Image:
+    """
+    Args:
+        image: a PIL image; an array (H, W, 3) or (H, W), uint8, RGB or grey; or a tensor (3, H, W),
+            RGB, uint8 or float in [0, 1].
+
+    Returns:
+        RGB.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if isinstance(image, Image.Image):
+        return _to_rgb(image)
+    if hasattr(image, "detach"):  # a tensor: its channels come first
+        pixels = image.detach().cpu().numpy()
+        if pixels.dtype.kind == "f":
+            if not (pixels.size and 0 <= pixels.min() and pixels.max() <= 1):
+                raise InputError(
+                    "an image is an empty float tensor or has values outside [0, 1]; divide 8-bit "
+                    "images by 255"
+                )
+            pixels = (pixels * 255).round().astype(np.uint8)
+        pixels = np.moveaxis(pixels, 0, -1) if pixels.ndim == 3 else pixels[:0]
+    else:
+        pixels = np.asarray(image)
+    grey = pixels.ndim == 2
+    if pixels.dtype != np.uint8 or not (grey or pixels.shape[2:] == (3,)) or not pixels.size:
+        raise InputError(
+            f"an image is {type(image).__name__} of shape {list(getattr(image, 'shape', []))} and "
+            f"type {getattr(image, 'dtype', None)}; it has to be a PIL image, an array (H, W, 3), "
+            "uint8, RGB, or a tensor (3, H, W), uint8 or float in [0, 1]"
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+
+def resized_shape(height: int, width: int, min_size: float, max_size: float) -> tuple[int, int]:
+    """
+    Returns:
+        height and width after Detectron2's `ResizeShortestEdge`: the shorter side becomes
+        `min_size` pixels, or the longer one `max_size` if it would become more; 1 at least.
+    """
+    new = [float(min_size), float(min_size)]
+    longer = 0 if height >= width else 1
+    new[longer] = min_size / min(height, width) * max(height, width)
+    if new[longer] > max_size:
+        scale = max_size / new[longer]
+        new = [side * scale for side in new]
+    return max(int(new[0] + 0.5), 1), max(int(new[1] + 0.5), 1)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         pixels = np.asarray(image)
         if not np.isfinite(pixels).all():

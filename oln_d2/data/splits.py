@@ -1,23 +1,26 @@
 """Category splits: which categories of a data set are seen in training. All others are unseen."""
 
 import difflib
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from oln_d2.checks import InputError
 from oln_d2.data.vocabularies import COCO_NAMES, counterparts
-from oln_d2.errors import InputError
+from oln_d2.files import StrPath
 
 # The one table of splits, by category name. `voc`: the 20 PASCAL VOC categories under the names
 # that COCO gives them (the paper's main experiment); `person`: one seen category; `coco`: all of
-# COCO's 80, for another data set's tests. `lvis_v1_voc` and the like: the same in its vocabulary.
-SPLITS = {
-    "voc": (
-        "airplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "couch",
-        "cow", "dining table", "dog", "horse", "motorcycle", "person", "potted plant", "sheep",
-        "train", "tv",
+# COCO's 80, to test on another data set. `lvis_v1_voc` and the like: the same in its vocabulary.
+SPLITS: dict[str, tuple[str, ...]] = {
+    "voc": tuple(
+        "airplane, bicycle, bird, boat, bottle, bus, car, cat, chair, couch, cow, dining table, "
+        "dog, horse, motorcycle, person, potted plant, sheep, train, tv".split(", ")
     ),
     "person": ("person",),
     "coco": COCO_NAMES,
-}  # fmt: skip
+}
 SPLITS.update(
     (f"{dataset}_{split}", counterparts(dataset, SPLITS[split]))
     for dataset in ("lvis_v1", "objects365_v2", "ade20k")
@@ -25,20 +28,20 @@ SPLITS.update(
 )
 
 
-def seen_names(seen):
+def seen_names(seen: StrPath | Sequence[str]) -> tuple[str, ...]:
     """
     Args:
-        seen (str | list[str]): the name of a split in `SPLITS`, the path of a text file with one
-            category name a line, a comma-separated list of names, or a list of names.
+        seen: the name of a split in `SPLITS`, the path of a text file with one category name a
+            line, a comma-separated list of names, or a list of names.
 
     Returns:
-        tuple[str]: the names of the seen categories, without repetition, in the given order. May be
-        empty (nothing is seen) if an empty list is given.
+        the names of the seen categories in the given order, each once. Empty (nothing is seen) if
+        an empty list is given.
 
     Raises:
         InputError: a string that is neither a split nor a file nor category names.
     """
-    if isinstance(seen, (str, Path)):
+    if isinstance(seen, (str, os.PathLike)):
         if str(seen) in SPLITS:
             return SPLITS[str(seen)]
         path = Path(seen).expanduser()
@@ -47,7 +50,7 @@ def seen_names(seen):
                 names = path.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f"{seen}: cannot be read as UTF-8 text ({error})") from None
-        elif path.suffix in (".txt", ".lst") or isinstance(seen, Path):
+        elif path.suffix in (".txt", ".lst") or isinstance(seen, os.PathLike):
             raise InputError(
                 f"{seen}: no such file; expected a text file of category names, one a line"
             )
@@ -61,15 +64,17 @@ def seen_names(seen):
     return tuple(dict.fromkeys(names))
 
 
-def split_category_ids(categories, seen, source):
+def split_category_ids(
+    categories: list[dict[str, Any]], seen: StrPath | Sequence[str], source: StrPath
+) -> tuple[list[int], list[int]]:
     """
     Args:
-        categories (list[dict]): COCO categories, each with `id` and `name`.
-        seen (str | list[str]): see :func:`seen_names`.
-        source (str): the file that `categories` came from; named in errors.
+        categories: COCO categories, each with `id` and `name`.
+        seen: see :func:`seen_names`.
+        source: the file that `categories` came from; named in errors.
 
     Returns:
-        (list[int], list[int]): ids of the seen and of the unseen categories, ascending.
+        ids of the seen and of the unseen categories, ascending.
 
     Raises:
         InputError: a seen name that is no category of the data set.
@@ -84,7 +89,7 @@ def split_category_ids(categories, seen, source):
             there = f"of its {len(known)} these are similar: {', '.join(similar) or 'none'}"
         raise InputError(
             f"{source}: field 'categories' has no category named {', '.join(map(repr, unknown))} "
-            f"(asked for by the split {seen if isinstance(seen, str) else 'given as a list'!r}); "
+            f"(named by the split {seen if isinstance(seen, str) else 'given as a list'!r}); "
             f"{there}"
         )
     in_seen = {category["id"]: category["name"] in names for category in categories}

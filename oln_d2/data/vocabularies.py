@@ -1,7 +1,9 @@
 """
-COCO's 80 categories in the vocabularies of other data sets: what a detector trained on COCO, or on
-some of its categories, has seen there.
+COCO's 80 categories in the vocabularies of other data sets: what a detector that was trained on
+COCO, or on some of its categories, has seen there.
 """
+
+from collections.abc import Iterable
 
 # The data sets of the columns below.
 _DATASETS = ("lvis_v1", "objects365_v2", "ade20k")
@@ -11,9 +13,9 @@ _DATASETS = ("lvis_v1", "objects365_v2", "ade20k")
 #
 # LVIS: the category that LVIS itself gives as the counterpart (`coco_to_synset.json` of its API),
 # the split of "cocofied" LVIS. It has no hot dog.
-# Objects365 and ADE20K publish no counterparts. There every category stands here that certainly
-# holds objects which COCO annotates under the name on the left, so that unseen is really unseen:
-# kinds of it (SUV: car) and, where a vocabulary is coarser, what it belongs to (dog: animal). Of
+# Objects365 and ADE20K publish no counterparts. Listed is every category of theirs that certainly
+# has objects which COCO annotates under the name on the left, so that unseen is really unseen:
+# kinds of it (SUV: car) and, where a vocabulary is coarser, what it belongs to (dog: animal). For
 # ADE20K, the 100 categories of instances, under the first of their synonyms.
 _COUNTERPARTS = {
     "person": ("person", "Person", "person"),
@@ -108,14 +110,14 @@ _COUNTERPARTS = {
 COCO_NAMES = tuple(_COUNTERPARTS)
 
 
-def counterparts(dataset, coco_names):
+def counterparts(dataset: str, coco_names: Iterable[str]) -> tuple[str, ...]:
     """
     Args:
-        dataset (str): "lvis_v1", "objects365_v2" or "ade20k".
-        coco_names (list[str]): COCO categories.
+        dataset: "lvis_v1", "objects365_v2" or "ade20k".
+        coco_names: COCO categories.
 
     Returns:
-        tuple[str]: the names that these categories have there, without repetition.
+        the names that these categories have in that data set, each once.
     """
     column = _DATASETS.index(dataset)
     cells = (_COUNTERPARTS[name][column] for name in coco_names)

@@ -2,35 +2,29 @@
 
 import os
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import NamedTuple, TypedDict
+from operator import attrgetter
+from typing import Any, BinaryIO, NamedTuple, TypedDict
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from oln_d2.errors import InputError
-from oln_d2.files import write_whole
+from oln_d2.checks import InputError
+from oln_d2.evaluation.ground_truth import GroundTruth
+from oln_d2.files import StrPath, write_whole
+from oln_d2.results import coco_entries
+from oln_d2.scores import SCORES
 
 # Bytes that are decoded at once: bounds the memory that is used beyond the arrays.
 PIECE = 2**23
-# How many places are tried to cut a piece, should entries hold lists of objects.
+# At how many places a cut of a piece is tried, should entries contain lists of objects.
 CUTS = 100
 BETWEEN_ENTRIES = re.compile(rb"\}\s*,\s*(?=\{)")
-# What OLN's score is made of: fields of detections, and of a results file's entries.
-QUALITY_FIELDS = {
-    "objectness": "objectness",
-    "box_scores": "box_score",
-    "mask_scores": "mask_score",
-}
 # XYXY boxes read as XYWH reach beyond their image; this share of them does not by accident.
 SHARE_BEYOND = 0.2
-
-
-class _Entry(msgspec.Struct, gc=False):
-    image_id: int
-    bbox: tuple[float, float, float, float]
-    score: float
 
 
 class _Mask(TypedDict):
@@ -38,62 +32,105 @@ class _Mask(TypedDict):
     counts: str
 
 
-class _MaskEntry(_Entry, gc=False):
-    segmentation: _Mask
+_FIELDS = [("image_id", int), ("bbox", tuple[float, float, float, float]), ("score", float)]
+_QUALITIES = [(score.field, float | None, None) for score in SCORES]
+_Entry = msgspec.defstruct("_Entry", [*_FIELDS, *_QUALITIES], gc=False)
+_MaskEntry = msgspec.defstruct(
+    "_MaskEntry", [*_FIELDS, ("segmentation", _Mask), *_QUALITIES], gc=False
+)
+
+
+Floats = NDArray[np.float64]
+# Of one image: its id, boxes, scores, masks, further fields.
+ImageDetections = tuple[int, Floats, NDArray[Any], Sequence[Any] | None, Mapping[str, NDArray[Any]]]
 
 
 class Detections(NamedTuple):
-    """The content of a results file, D detections in its order."""
+    """D detections, in the order in which they were given."""
 
-    image_ids: np.ndarray  # (D,)
-    boxes: np.ndarray  # (D, 4), XYWH, absolute pixels
-    scores: np.ndarray  # (D,)
-    masks: list | None  # D masks as COCO RLE
+    image_ids: NDArray[np.int64]  # (D,)
+    boxes: Floats  # (D, 4), XYWH, absolute pixels
+    scores: Floats  # (D,)
+    masks: list[Any] | None  # D masks as COCO RLE
+    qualities: dict[str, Floats]  # (D,) each, by field: those of SCORES that all have
+    source: str  # the file they come from; named in errors
 
 
-def read_results(path, ground_truth, masks=False):
+def read_results(path: StrPath, ground_truth: GroundTruth, masks: bool = False) -> Detections:
     """
     Args:
-        path (str): JSON, a list of {"image_id", "bbox": [x, y, width, height], "score"}; other
-            fields, `category_id` too, are not looked at.
-        ground_truth (GroundTruth): of the data set that was detected on.
-        masks (bool): also read each entry's "segmentation".
-
-    Returns:
-        Detections
+        path: JSON, a list of {"image_id", "bbox": [x, y, width, height], "score"}, perhaps with the
+            fields of :data:`oln_d2.scores.SCORES`; others, `category_id` too, are ignored.
+        ground_truth: that of the data set.
+        masks: also read each entry's "segmentation".
 
     Raises:
         InputError: a file that is missing or not complete, an entry that is not of this kind or of
             an unknown image, or boxes that are plainly not XYWH in pixels.
     """
-    columns = [], [], [], []
     try:
         with open(path, "rb") as f:
-            for entries in _read_pieces(path, f, _MaskEntry if masks else _Entry):
-                n = len(entries)
-                boxes = chain.from_iterable([entry.bbox for entry in entries])
-                columns[0].append(np.fromiter([entry.image_id for entry in entries], np.int64, n))
-                columns[1].append(np.fromiter(boxes, float, 4 * n).reshape(n, 4))
-                columns[2].append(np.fromiter([entry.score for entry in entries], float, n))
-                if masks:
-                    columns[3].extend(entry.segmentation for entry in entries)
+            pieces = _read_pieces(path, f, _MaskEntry if masks else _Entry)
+            detections = _collect(pieces, masks, str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    arrays = []
-    for column in columns[:3]:
-        arrays.append(np.concatenate(column))
-        column.clear()  # not twice in memory
-    detections = Detections(*arrays, columns[3] if masks else None)
-    try:
-        _check_box_format(ground_truth, detections)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    _check_box_format(ground_truth, detections)
     return detections
 
 
-def _read_pieces(path, f, entry_type):
+def convert_entries(entries: Sequence[Mapping[str, Any]], ground_truth: GroundTruth) -> Detections:
+    """
+    Detections of a list of entries as a results file has them; its numbers may be numpy's.
+
+    Raises:
+        InputError: as of :func:`read_results`.
+    """
+    source = "results"
+    try:
+        # Masks stay as they are: RLE may have bytes, which JSON does not know.
+        numbers = [{k: v for k, v in e.items() if k != "segmentation"} for e in entries]
+        plain = msgspec.to_builtins(numbers, enc_hook=lambda value: value.tolist())
+        checked = msgspec.convert(plain, list[_Entry])  # type: ignore[valid-type]
+    except msgspec.ValidationError as error:
+        raise _describe(source, b"", 0, error) from None
+    except (AttributeError, TypeError) as error:
+        raise InputError(f"{source}: not a list of COCO's result entries ({error})") from None
+    detections = _collect([checked], False, source)
+    detections = detections._replace(masks=[entry.get("segmentation") for entry in entries])
+    _check_box_format(ground_truth, detections)
+    return detections
+
+
+def _collect(pieces: Iterable[list[Any]], masks: bool, source: str) -> Detections:
+    columns: list[list[Any]] = [[], [], []]
+    rles: list[Any] = []
+    qualities: dict[str, list[Any]] = {score.field: [] for score in SCORES}
+    for entries in pieces:
+        n = len(entries)
+        sides = chain.from_iterable([entry.bbox for entry in entries])
+        columns[0].append(np.fromiter([entry.image_id for entry in entries], np.int64, n))
+        columns[1].append(np.fromiter(sides, float, 4 * n).reshape(n, 4))
+        columns[2].append(np.fromiter([entry.score for entry in entries], float, n))
+        if masks:
+            rles.extend(entry.segmentation for entry in entries)
+        for field in list(qualities):
+            values = np.fromiter(map(attrgetter(field), entries), float, n)
+            if np.isnan(values).any():  # None: an entry does without
+                del qualities[field]
+            else:
+                qualities[field].append(values)
+    arrays = []
+    for column in (*columns, *qualities.values()):
+        arrays.append(np.concatenate(column))
+        column.clear()  # not twice in memory
+    image_ids, boxes, scores, *others = arrays
+    named = dict(zip(qualities, others))
+    return Detections(image_ids, boxes, scores, rles if masks else None, named, source)
+
+
+def _read_pieces(path: StrPath, f: BinaryIO, entry_type: type) -> Iterator[list[Any]]:
     """Decode one piece of the file after the other, each cut where an entry ends."""
-    decoder = msgspec.json.Decoder(list[entry_type])
+    decoder = msgspec.json.Decoder(list[entry_type])  # type: ignore[valid-type]
     done = 0
     size = os.fstat(f.fileno()).st_size
     name = os.path.basename(path)
@@ -115,7 +152,7 @@ def _read_pieces(path, f, entry_type):
                 except msgspec.ValidationError as error:
                     raise _describe(path, rest, done, error) from None
                 except msgspec.DecodeError as error:
-                    failures.append(error)  # an entry that holds a list of objects was cut
+                    failures.append(error)  # an entry that has a list of objects was cut
                     continue
                 yield entries
                 done += len(entries)
@@ -131,14 +168,16 @@ def _read_pieces(path, f, entry_type):
             raise _describe(path, rest, done, error) from None
 
 
-def _describe(path, text, done, error):
+def _describe(
+    path: StrPath, text: bytes, done: int, error: msgspec.DecodeError | msgspec.ValidationError
+) -> InputError:
     """
     Args:
-        text (bytes): from the entry number `done` on.
-        error (msgspec.DecodeError): of b"[" + text.
+        text: from the entry number `done` on.
+        error: of decoding b"[" + text.
 
     Returns:
-        InputError: that names file and entry.
+        an error that names file and entry.
     """
     reason = str(error)
     if isinstance(error, msgspec.ValidationError):
@@ -159,10 +198,13 @@ def _describe(path, text, done, error):
     )
 
 
-def _check_box_format(ground_truth, detections):
-    """Raises InputError where the boxes cannot be XYWH in pixels."""
-    image = ground_truth.index_images(detections.image_ids)
-    some = slice(None, None, 1 + len(image) // 100_000)  # to look at all of them tells no more
+def _check_box_format(ground_truth: GroundTruth, detections: Detections) -> None:
+    """Raises InputError where an image is unknown or the boxes cannot be XYWH in pixels."""
+    try:
+        image = ground_truth.index_images(detections.image_ids)
+    except InputError as error:
+        raise InputError(f"{detections.source}: {error}") from None
+    some = slice(None, None, 1 + len(image) // 100_000)  # enough to recognise the format
     x, y, w, h = detections.boxes[some].T
     height, width = ground_truth.image_sizes[image[some]].T
     if len(x) < 10:
@@ -172,43 +214,35 @@ def _check_box_format(ground_truth, detections):
     if beyond.mean() > SHARE_BEYOND and fits_as_corners.mean() > 0.999:
         entry = np.flatnonzero(beyond)[0] * some.step
         raise InputError(
-            f"entry {entry}: bbox {detections.boxes[entry].tolist()} reaches beyond its image, as "
-            f"{100 * beyond.mean():.0f} % of the boxes do, and all fit if read as corners: "
-            "they seem to be [x1, y1, x2, y2], write [x, y, width, height]"
+            f"{detections.source}: entry {entry}: bbox {detections.boxes[entry].tolist()} reaches "
+            f"beyond its image, as {100 * beyond.mean():.0f} % of the boxes do, and all fit if "
+            "read as corners: they seem to be [x1, y1, x2, y2], write [x, y, width, height]"
         )
     if max(x.max(), y.max(), w.max(), h.max()) <= 1 and np.nanmin([height, width]) > 1:
         raise InputError(
-            f"entry 0: bbox {detections.boxes[0].tolist()}, as all others, is below one pixel: "
-            "they seem to be fractions of the image size, write pixels"
+            f"{detections.source}: entry 0: bbox {detections.boxes[0].tolist()}, as all others, is "
+            "below one pixel: they seem to be fractions of the image size, write pixels"
         )
 
 
-def write_results(path, detections):
+def write_results(path: StrPath, detections: Iterable[ImageDetections]) -> None:
     """
     Write a COCO results file in which every detection is of category 1; all of it or nothing.
 
     Args:
-        path (str)
-        detections (iterable): for each image: image id, boxes (d, 4) as XYWH, scores (d,), its
-            masks (list of d RLE) or None, and further fields by name (dict), each (d,). Numbers are
-            written in full, so that reading gives the same again.
+        path: where it goes.
+        detections: for each image: image id, boxes (d, 4) as XYWH, scores (d,), its masks (d RLE)
+            or None, and further fields by name, each (d,). Numbers are written in full, so that
+            reading gives the same again.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     encoder = msgspec.json.Encoder()
     with write_whole(path) as temporary, open(temporary, "wb") as f:
         separator = b"[\n"
-        for image, boxes, scores, masks, more in detections:
-            entries = [
-                {"image_id": image, "category_id": 1, "bbox": box, "score": score}
-                for box, score in zip(boxes.tolist(), scores.tolist())
-            ]
-            for entry, mask in zip(entries, masks or ()):
-                counts = mask["counts"]
-                counts = counts.decode() if isinstance(counts, bytes) else counts
-                entry["segmentation"] = {"size": mask["size"], "counts": counts}
-            for name, values in more.items():
-                for entry, value in zip(entries, values.tolist()):
-                    entry[name] = value
-            for entry in entries:
+        for image in detections:
+            for entry in coco_entries(*image):
                 f.write(separator)
                 f.write(encoder.encode(entry))
                 separator = b",\n"

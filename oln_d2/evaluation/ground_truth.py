@@ -1,29 +1,35 @@
 """
-Ground truth as arrays. Needs no Detectron2.
+Ground truth as arrays.
 
 Shapes: I images, G ground truths (gts) of the whole data set.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pycocotools import mask as mask_utils
 
+from oln_d2.checks import InputError
 from oln_d2.data.coco import load_coco
 from oln_d2.data.splits import split_category_ids
-from oln_d2.errors import InputError
+from oln_d2.files import StrPath
 
 
 class GroundTruth:
     """
-    The objects of a data set and which of them are of seen categories. Not to be changed once made.
+    The objects of a data set, and which of them are of seen categories. Not to be changed once
+    made.
 
     The G gts are ordered by image id, then category id, then their order in the file: the order in
-    which pycocotools looks at them, which decides exact ties.
+    which pycocotools visits them, which decides exact ties.
 
     Attributes:
         source (str): where the gts came from; named in errors.
         image_ids (I,): ascending. All of them take part, also those without a gt.
-        image_sizes (I, 2): height, width in pixels; NaN where the file does not tell.
+        image_sizes (I, 2): height, width in pixels; NaN where the file has none.
         starts (I + 1,): the gts of image i are starts[i]:starts[i + 1].
         boxes (G, 4): XYWH, absolute pixels, as in the file.
         areas (G,): the annotation's `area` in pixels (in COCO the mask's, not the box's).
@@ -33,17 +39,24 @@ class GroundTruth:
         seen_names (tuple[str]): names of the seen categories.
     """
 
-    def __init__(self, content, seen, source="ground truth"):
+    def __init__(
+        self,
+        content: dict[str, Any],
+        seen: StrPath | Sequence[str],
+        source: StrPath = "ground truth",
+    ):
         """
         Args:
-            content (dict): a COCO ground truth, as :func:`oln_d2.data.coco.load_coco` returns it.
-            seen (str | list[str]): a split's name or category names, see
-                :func:`oln_d2.data.splits.seen_names`. May be empty.
-            source (str): named in errors.
+            content: a COCO ground truth, as :func:`oln_d2.data.coco.load_coco` returns it. It is
+                kept, so that loading the file again costs nothing, and not changed.
+            seen: a split's name or category names, see :func:`oln_d2.data.splits.seen_names`. May
+                be empty.
+            source: named in errors.
 
         Raises:
             InputError: an unknown category, or an annotation without a usable `area`.
         """
+        self._content = content
         self.source = str(source)
         seen_ids, _ = split_category_ids(content["categories"], seen, source)
         self.category_names = {c["id"]: c["name"] for c in content["categories"]}
@@ -73,25 +86,25 @@ class GroundTruth:
         self._annotations = [annotations[i] for i in order]
 
     @classmethod
-    def load(cls, path, seen):
+    def load(cls, path: StrPath, seen: StrPath | Sequence[str]) -> "GroundTruth":
         """Read a COCO ground truth JSON; arguments and errors as in `__init__` and `load_coco`."""
         return cls(load_coco(path), seen, path)
 
     @property
-    def images(self):
+    def images(self) -> NDArray[np.int64]:
         """(G,): the index of the image that each gt is in."""
         return np.repeat(np.arange(len(self.image_ids)), np.diff(self.starts))
 
-    def index_images(self, image_ids):
+    def index_images(self, image_ids: ArrayLike) -> NDArray[np.int64]:
         """
         Args:
             image_ids (N,): image ids.
 
         Returns:
-            (N,) int64: their index in `image_ids`.
+            (N,): their index in `image_ids`.
 
         Raises:
-            InputError: names the first id that the ground truth does not have, and its place.
+            InputError: names the first id that is not in the ground truth, and its place.
         """
         image_ids = np.asarray(image_ids)
         if image_ids.size and image_ids.dtype.kind not in "iu":
@@ -110,15 +123,13 @@ class GroundTruth:
         return np.repeat(index, np.diff(begins, append=len(image_ids)))
 
     @property
-    def has_masks(self):
+    def has_masks(self) -> bool:
         """Whether every annotation has a mask."""
         return all(annotation.get("segmentation") for annotation in self._annotations)
 
     @cached_property
-    def masks(self):
-        """List of the G masks as COCO RLE. Raises InputError where an annotation has none."""
-        from pycocotools import mask as mask_utils
-
+    def masks(self) -> list[dict[str, Any]]:
+        """The G masks as COCO RLE. Raises InputError where an annotation has none."""
         masks = []
         for annotation, image in zip(self._annotations, self.images):
             mask = annotation.get("segmentation")

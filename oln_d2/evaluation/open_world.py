@@ -1,12 +1,12 @@
 """
-Class-agnostic recall of objects of seen and of unseen categories, on arrays. Needs no Detectron2.
+Class-agnostic recall of objects of seen and of unseen categories, on arrays.
 
 The rule is pycocotools' (greedy matching in score order, crowds, area ranges), exactly, plus what
 the two protocols add:
 
 * "xclass", the OLN paper's: where unseen objects are searched, a detection that is matched at IoU
   .50 to an object of a seen category is taken out of the ranking, so it costs no budget.
-* "filtered": objects of the categories that are not asked for do not exist; no detection is free.
+* "filtered": objects of the categories that are not searched do not exist; no detection is free.
 
 Three groups of ground truths are scored: "unseen", "seen" and "all". For "seen" and for "all"
 nothing is taken out of the ranking: what the detector was trained on has to be found within the
@@ -19,9 +19,15 @@ Shapes and names used below:
     ranking.
 """
 
-import numpy as np
+from collections.abc import Sequence
+from typing import Any
 
-from oln_d2.errors import InputError
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
+
+from oln_d2.checks import InputError
+from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.evaluation.result import GROUPS, OpenWorldResult
 
 PROTOCOLS = ("xclass", "filtered")
@@ -35,10 +41,11 @@ AREA_RANGES = {
 # Not np.arange: these are pycocotools' thresholds to the last bit.
 IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10))
 DEFAULT_KS = (1, 10, 20, 30, 50, 100, 300, 500, 1000, 1500)
+DEFAULT_MAX_DETS = 1500
 AP_DETS = 100  # COCO's AP looks at this many detections of an image
 NEVER = np.iinfo(np.int32).max
 FREE_IOU = 0.5
-# Detections matched at once. Bounds the memory that is used beyond the detections themselves.
+# How many detections are matched at once: bounds the memory used beyond the detections themselves.
 BATCH = 2**19
 
 
@@ -55,25 +62,25 @@ class OpenWorldRecall:
 
     def __init__(
         self,
-        ground_truth,
-        protocol="xclass",
+        ground_truth: GroundTruth,
+        protocol: str = "xclass",
         *,
-        iou_type="box",
-        max_dets=1500,
-        ks=DEFAULT_KS,
-        iou_thresholds=IOU_THRESHOLDS,
+        iou_type: str = "box",
+        max_dets: int = DEFAULT_MAX_DETS,
+        ks: Sequence[int] = DEFAULT_KS,
+        iou_thresholds: Sequence[float] | NDArray[np.float64] = IOU_THRESHOLDS,
     ):
         """
         Args:
-            ground_truth (GroundTruth)
-            protocol (str): "xclass" or "filtered".
-            iou_type (str): "box" or "mask": what overlaps.
-            max_dets (int): how many detections of an image take part, the highest scores first.
-            ks (list[int]): budgets to report, each in [1, max_dets].
-            iou_thresholds (list[float]): ascending, each in (0, 1]; recall is averaged over them.
+            ground_truth: the objects to be found.
+            protocol: "xclass" or "filtered", see above.
+            iou_type: "box" or "mask": what overlaps.
+            max_dets: how many detections of an image take part, the highest scores first.
+            ks: budgets to report, each in [1, max_dets].
+            iou_thresholds: ascending, each in (0, 1]; recall is averaged over them.
 
         Raises:
-            InputError: a setting outside what is said above.
+            InputError: a setting out of its range.
         """
         if protocol not in PROTOCOLS:
             raise InputError(f"protocol {protocol!r} is not one of {', '.join(PROTOCOLS)}")
@@ -117,20 +124,28 @@ class OpenWorldRecall:
         self._pending, self._num_pending = [], 0
         self._batches = []
 
-    def update(self, image_ids, boxes, scores, *, masks=None, box_format="xyxy"):
+    def update(
+        self,
+        image_ids: Any,
+        boxes: Any,
+        scores: Any,
+        *,
+        masks: Sequence[Any] | None = None,
+        box_format: str = "xyxy",
+    ) -> None:
         """
-        Add all the detections of one or of many images.
+        Add all the detections of one or of many images. Arrays, lists or tensors are taken.
 
         Args:
             image_ids (D,): the image of each detection, or one id for all of them.
-            boxes (D, 4): absolute pixels; array or tensor. Not looked at if `iou_type` is "mask".
+            boxes (D, 4): absolute pixels. Ignored if `iou_type` is "mask".
             scores (D,): higher is better; of equal scores the earlier detection goes first.
-            masks (list[dict]): D masks as COCO RLE of the image's size, where `iou_type` is "mask".
-            box_format (str): "xyxy" or, as in results files, "xywh".
+            masks: D masks as COCO RLE of the image's size. Ignored if `iou_type` is "box".
+            box_format: "xyxy" or, as in results files, "xywh".
 
         Raises:
             InputError: unknown image, value that is not finite, negative size, wrong shape, or an
-                image that has had its detections already. Nothing is added then.
+                image whose detections were added before. Nothing is added then.
         """
         gt = self.ground_truth
         if box_format not in ("xyxy", "xywh"):
@@ -145,7 +160,7 @@ class OpenWorldRecall:
         image = gt.index_images(np.broadcast_to(image_ids, scores.shape))
         _require_finite("score", scores)
         if self.iou_type == "mask":
-            items = masks
+            items: Any = masks
             if masks is None or len(masks) != len(scores):
                 raise InputError(f"expected {len(scores)} masks, one for each score")
             try:
@@ -156,8 +171,8 @@ class OpenWorldRecall:
             if len(other):
                 raise InputError(
                     f"entry {other[0]}: mask of size {sizes[other[0]].tolist()} on an image of "
-                    f"size {gt.image_sizes[image[other[0]]].tolist()} (height, width; nan: "
-                    f"{gt.source} does not tell)"
+                    f"size {gt.image_sizes[image[other[0]]].tolist()} (height, width; nan: not "
+                    f"given in {gt.source})"
                 )
         else:
             items = _array(boxes)
@@ -203,7 +218,7 @@ class OpenWorldRecall:
             if self._num_pending >= BATCH:
                 self._match_pending()
 
-    def merge(self, other):
+    def merge(self, other: "OpenWorldRecall") -> None:
         """
         Add what another object with the same ground truth and settings has collected from other
         images. The result is the same to the last bit as if one object had collected everything.
@@ -227,18 +242,16 @@ class OpenWorldRecall:
         self._done |= other._done
         self._batches += other._batches
 
-    def _settings(self):
+    def _settings(self) -> tuple[Any, ...]:
         gt = self.ground_truth
-        return (
-            self.protocol, self.iou_type, self.max_dets, self.ks, tuple(self.iou_thresholds),
-            gt.source, len(gt.image_ids), len(gt.areas), gt.seen_names,
-        )  # fmt: skip
+        own = self.protocol, self.iou_type, self.max_dets, self.ks, tuple(self.iou_thresholds)
+        return *own, gt.source, len(gt.image_ids), len(gt.areas), gt.seen_names
 
-    def result(self):
+    def result(self) -> OpenWorldResult:
         """
         Returns:
-            OpenWorldResult: of all that was collected so far. Zeros where there are no detections,
-            NaN where there is no gt to be found.
+            recall of all that was collected so far: zeros where there are no detections, NaN where
+            there is no gt to be found.
         """
         self._match_pending()
         reported = np.isin(self._matched_at, self.iou_thresholds)
@@ -262,10 +275,10 @@ class OpenWorldRecall:
             tied=sum(b.num_tied() for b in self._batches) / max(1, num_dets),
         )
 
-    def average_precision(self, k):
+    def average_precision(self, k: int) -> NDArray[np.float64]:
         """
         Args:
-            k (int): how many detections of an image to look at, after removal.
+            k: how many detections of an image take part, after removal.
 
         Returns:
             (V, A, T): class-agnostic COCO AP, NaN where there is no gt to be found.
@@ -307,10 +320,8 @@ class OpenWorldRecall:
 
     def _mask_ious(self, image, masks):
         """Mask IoUs (g, d) of one image and areas (d,)."""
-        from pycocotools import mask as mask_utils
-
         gt = slice(self.ground_truth.starts[image], self.ground_truth.starts[image + 1])
-        # One by one: of a list of more than 255 pycocotools cannot tell them under numpy 2.
+        # One by one: mask_utils.area fails on lists of more than 255 under NumPy 2.
         area = np.array([mask_utils.area(mask) for mask in masks], float)
         if gt.start == gt.stop:
             return np.zeros((0, len(masks))), area
@@ -324,7 +335,7 @@ class OpenWorldRecall:
 
         Returns:
             gt (P,) in the data set, detection (P,) in the image, IoU (P,), ordered by gt, then
-            detection; and (P,) how many of its first candidates can matter to the gt.
+            detection; and (P,) how many of the gt's first candidates can matter to it.
         """
         candidate = ious >= self._least_iou[0]
         flat = np.flatnonzero(candidate)
@@ -406,8 +417,8 @@ class OpenWorldRecall:
             crowd_det = crowd_t * num_dets + det[crowd_pair]
 
             for a in range(len(AREA_RANGES)):
-                # Ignored gts are looked at only where no gt that counts was to be had, so they
-                # never change how those are matched.
+                # A detection takes an ignored gt only if it got no gt that counts, so the ignored
+                # ones never change how those that count are matched.
                 counts_row = self._counts[v, a, row_gt_id]
                 hits = np.flatnonzero(counts_row)
                 hits = hits[_match(row_gt[hits], row_det[hits], *sizes)]
@@ -456,7 +467,7 @@ def _match(gt, det, num_gts, num_dets):
     while len(rows):
         g, d = gt[rows], det[rows]
         head[g[::-1]] = d[::-1]  # the last one written stays: each gt's first candidate
-        # A detection is sure of the gt it prefers if nobody before it can take that gt.
+        # A detection is sure of the gt it prefers if none before it can take that gt.
         sure = (np.diff(d, prepend=-1) != 0) & (head[g] == d)
         matched.append(rows[sure])
         taken[g[sure]] = True
@@ -466,7 +477,7 @@ def _match(gt, det, num_gts, num_dets):
 
 
 class _Batch:
-    """Detections that were matched together: all that average precision needs to know of them."""
+    """Detections that were matched together: all that average precision needs of them."""
 
     def __init__(self, images, counts, starts, scores, in_range):
         """
@@ -514,8 +525,8 @@ class _Ranking:
         self.k = k
         images = np.concatenate([np.zeros(0, int)] + [b.images for b in batches])
         # Those that can be among the k: a detection moves up by those that leave the ranking.
-        counts = [np.minimum(b.counts, k + b.most_removed()) for b in batches]
-        counts = np.concatenate([np.zeros(0, int)] + counts)
+        most = [np.minimum(b.counts, k + b.most_removed()) for b in batches]
+        counts = np.concatenate([np.zeros(0, int)] + most)
         order = np.argsort(images)
         self.counts = counts[order]
         self.starts = np.cumsum(self.counts) - self.counts
@@ -542,7 +553,7 @@ class _Ranking:
 
     def _events(self, v, a):
         """As :meth:`_Batch.add` was given them, in places of the whole ranking."""
-        parts = [[np.zeros(0, int)] * 5]
+        parts: list[Any] = [[np.zeros(0, int)] * 5]
         for b, place in zip(self._batches, self._places):
             removed, hit_t, hits, ignored_t, ignored = b.events[v, a]
             removed, hits, ignored = place[removed], place[hits], place[ignored]
@@ -617,7 +628,7 @@ def _descending(scores):
 def _require_finite(name, values):
     if values.dtype.kind not in "fiub":
         raise InputError(f"{name}: expected numbers, not {values.dtype}")
-    if np.isfinite(values.sum()):  # the quick way to say so of all
+    if np.isfinite(values.sum()):  # quicker than a check of each
         return
     bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
     if len(bad):

@@ -1,24 +1,31 @@
 """Picture of average recall against the budget."""
 
 import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from oln_d2.errors import InputError
-from oln_d2.files import write_whole
+from oln_d2.checks import InputError
+from oln_d2.files import StrPath, write_whole
+
+if TYPE_CHECKING:
+    from oln_d2.evaluation.result import OpenWorldResult
 
 
-def plot_results(path, results, group="unseen"):
+def plot_results(
+    path: StrPath, results: "Mapping[str, OpenWorldResult]", group: str = "unseen"
+) -> None:
     """
     Write a picture: AR against k on a logarithmic axis, one curve for each result.
 
     Args:
-        path (str): its ending tells the format, e.g. PNG or SVG.
-        results (dict[str, OpenWorldResult]): by label.
-        group (str): "unseen", "seen" or "all".
+        path: where it goes; the ending chooses the format, e.g. .png or .svg.
+        results: by label.
+        group: "unseen", "seen" or "all".
 
     Raises:
-        InputError: the format is not known, or the file cannot be written.
+        InputError: an unknown format or group, or the file cannot be written.
     """
     require_format(path)
     # Not pyplot: no window system, no global state.
@@ -40,8 +47,8 @@ def plot_results(path, results, group="unseen"):
         figure.savefig(temporary, dpi=150)
 
 
-def require_format(path):
-    """Raises InputError where the ending of a picture's path tells no format."""
+def require_format(path: StrPath) -> None:
+    """Raises InputError where the ending of a picture's path is no format that can be written."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     ending = os.path.splitext(path)[1][1:].lower()

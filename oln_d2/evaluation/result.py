@@ -1,14 +1,19 @@
-"""What an open-world evaluation found, by name. Needs no Detectron2."""
+"""What an open-world evaluation found, by name."""
 
 import json
 import math
-from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tabulate import tabulate
 
-from oln_d2.errors import InputError
-from oln_d2.files import write_whole
+from oln_d2.checks import FRACTION, POSITIVE_INT, SEED, InputError, check_limits
+from oln_d2.evaluation.ground_truth import GroundTruth
+from oln_d2.evaluation.plot import plot_results
+from oln_d2.files import StrPath, write_whole
 
 GROUPS = ("unseen", "seen", "all")
 AREA_SUFFIXES = {"all": "", "small": "s", "medium": "m", "large": "l"}
@@ -24,62 +29,53 @@ FEW_IMAGES = 0.05
 MANY_TIES = 0.05
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class OpenWorldResult:
     """
     Recall of one set of detections under one protocol. `print` shows the main metrics in percent.
 
     `result["unseen"]`, `result["seen"]` and `result["all"]` are dicts of metrics in [0, 1], NaN
     where there is nothing to be found: AR@k (all sizes), ARs@k, ARm@k, ARl@k (small, medium,
-    large), AUC, and
-    AP, AP50, AP75, APs, APm, APl with at most 100 detections an image, as COCO has it. AP is
-    class-agnostic and for orientation only: to find an object that nobody annotated lowers it.
-
-    Attributes:
-        protocol, iou_type, max_dets, ks, iou_thresholds: the settings, see `OpenWorldRecall`.
-        ground_truth (GroundTruth)
-        counts (3, 4, G): bool; which gts are to be found, for each group and area range.
-        found (3, 4, T, G): rank of the detection that found a gt, huge where none did.
-        given (I,): detections that each image had, before the cut at `max_dets`.
-        freed (I,): detections of each image that cost no budget where unseen objects are searched.
-        tied (float): share of the detections that have the score of another one of their image.
-        warnings (list[str]): what to know before these numbers are compared with others.
+    large), AUC, and AP, AP50, AP75, APs, APm, APl with at most 100 detections an image, as COCO
+    has it. AP is class-agnostic and only a hint: finding an object that nobody annotated lowers it.
     """
 
-    def __init__(
-        self, *, ground_truth, protocol, iou_type, max_dets, ks, iou_thresholds, counts, found,
-        precision, given, freed, tied,
-    ):  # fmt: skip
-        """`precision` (3, 4, T): average precision; the others as above."""
-        self.ground_truth = ground_truth
-        self.protocol = protocol
-        self.iou_type = iou_type
-        self.max_dets = max_dets
-        self.ks = ks
-        self.iou_thresholds = iou_thresholds
-        self.counts = counts
-        self.found = found
-        self.given = given
-        self.freed = freed
-        self.tied = tied
+    ground_truth: GroundTruth
+    # The settings, see `OpenWorldRecall`.
+    protocol: str
+    iou_type: str
+    max_dets: int
+    ks: tuple[int, ...]
+    iou_thresholds: NDArray[np.float64]  # (T,)
+    counts: NDArray[np.bool_]  # (3, 4, G): which gts are to be found, by group and area range
+    found: NDArray[np.int32]  # (3, 4, T, G): rank of the detection that found a gt, huge if none
+    precision: InitVar[NDArray[np.float64]]  # (3, 4, T): average precision
+    given: NDArray[np.int32]  # (I,): detections that each image had, before the cut at `max_dets`
+    freed: NDArray[np.int32]  # (I,): how many cost no budget where unseen objects are searched
+    tied: float  # share of the detections with the score of another one of their image
+    # What to know before these numbers are compared with others.
+    warnings: list[str] = field(init=False)
+
+    def __post_init__(self, precision: NDArray[np.float64]) -> None:
         self._metrics = {g: self._group_metrics(g, precision[v]) for v, g in enumerate(GROUPS)}
         self.warnings = self._warnings()
 
-    def __getitem__(self, group):
+    def __getitem__(self, group: str) -> dict[str, float]:
         return self._metrics[group]
 
-    def recall(self, k, group="unseen", area="all"):
+    def recall(self, k: int, group: str = "unseen", area: str = "all") -> NDArray[np.float64]:
         """
         Args:
-            k (int): budget; beyond `max_dets` recall stays what it is there, in AUC as well.
-            group (str): "unseen", "seen" or "all".
-            area (str): "all", "small", "medium" or "large".
-
-        Raises:
-            InputError: another group or area.
+            k: budget; beyond `max_dets` recall stays what it is there, in AUC as well.
+            group: "unseen", "seen" or "all".
+            area: "all", "small", "medium" or "large".
 
         Returns:
             (T,): share of the gts that the first k detections of each image found at each IoU
-                threshold.
+            threshold.
+
+        Raises:
+            InputError: another group or area.
         """
         if group not in GROUPS or area not in AREA_SUFFIXES:
             raise InputError(
@@ -92,18 +88,18 @@ class OpenWorldResult:
             return np.full(len(self.iou_thresholds), np.nan)
         return np.count_nonzero(self.found[v, a] < k, axis=1) / num_gts
 
-    def ar(self, k, group="unseen", area="all"):
-        """Average recall: the mean of :meth:`recall` over the IoU thresholds."""
+    def ar(self, k: int, group: str = "unseen", area: str = "all") -> float:
+        """Average recall: the mean of :meth:`recall`, which see, over the IoU thresholds."""
         return float(self.recall(k, group, area).mean())
 
-    def per_category(self, group="unseen"):
+    def per_category(self, group: str = "unseen") -> dict[str, dict[str, float]]:
         """
         Returns:
-            dict: category name -> {"gts": number to be found, "AR@k": recall of them}, in the order
-            of the names; categories without a gt are left out.
+            category name -> {"gts": number to be found, "AR@k": recall of them}, in the order of
+            the names; categories without a gt are left out.
         """
         gt, v = self.ground_truth, GROUPS.index(group)
-        table = {}
+        table: dict[str, dict[str, float]] = {}
         for category, name in sorted(gt.category_names.items(), key=lambda item: item[1]):
             chosen = self.counts[v, 0] & (gt.category_ids == category)
             if chosen.any():
@@ -112,20 +108,24 @@ class OpenWorldResult:
                 table[name].update({f"AR@{k}": float((found < k).mean()) for k in self.ks})
         return table
 
-    def bootstrap(self, samples=1000, seed=0, level=0.95):
+    def bootstrap(
+        self, samples: int = 1000, seed: int = 0, level: float = 0.95
+    ) -> dict[str, dict[str, tuple[float, float]]]:
         """
         Confidence intervals for the case that other images of the same kind had been drawn.
 
         Args:
-            samples (int): how often the images are drawn anew, with replacement.
-            seed (int): of the draws.
-            level (float): share of the draws that lie in the interval.
+            samples: how often the images are drawn anew, with replacement.
+            seed: of the draws.
+            level: share of the draws that lie in the interval.
 
         Returns:
-            dict: group -> metric (AR@k, ..., AUC) -> (low, high), in [0, 1].
+            group -> metric (AR@k, ..., AUC) -> (low, high), in [0, 1].
+
+        Raises:
+            InputError: an argument out of its range.
         """
-        if samples < 1:
-            raise ValueError(f"samples has to be at least 1, not {samples}")
+        check_limits(samples=(samples, POSITIVE_INT), seed=(seed, SEED), level=(level, FRACTION))
         num_images = len(self.given)
         image = self.ground_truth.images
         rng = np.random.default_rng(seed)
@@ -147,18 +147,10 @@ class OpenWorldResult:
                 if a == 0:
                     at_auc = ar[:, [ks.index(k) for k in AUC_KS]]
                     values["AUC"] = np.array([auc(row) for row in at_auc])
-            tail = (1 - level) / 2
-            intervals[group] = {
-                name: (
-                    tuple(map(float, np.nanquantile(value, (tail, 1 - tail))))
-                    if not np.isnan(value).all()
-                    else (math.nan, math.nan)
-                )
-                for name, value in values.items()
-            }
+            intervals[group] = {name: _interval(value, level) for name, value in values.items()}
         return intervals
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """All of the result in plain Python values; metrics in [0, 1], NaN where undefined."""
         numbers = self.counts.sum(-1).tolist()
         gt = self.ground_truth
@@ -180,22 +172,20 @@ class OpenWorldResult:
             "warnings": self.warnings,
         }
 
-    def to_json(self, path):
+    def to_json(self, path: StrPath) -> None:
         """Write :meth:`to_dict` as the one entry of a report, undefined values as null."""
         write_report(path, [self.to_dict()])
 
-    def plot(self, path, label="unseen"):
-        """Write a picture, AR against the budget k, in a format that matplotlib knows, e.g. PNG."""
-        from oln_d2.evaluation.plot import plot_results
-
+    def plot(self, path: StrPath, label: str = "unseen") -> None:
+        """Write a picture, AR against the budget k, see :func:`plot_results`."""
         plot_results(path, {label: self})
 
-    def __str__(self):
+    def __str__(self) -> str:
         rows = []
         for v, group in enumerate(GROUPS):
             for a, (area, suffix) in enumerate(AREA_SUFFIXES.items()):
                 metrics = self[group]
-                row = OrderedDict({"objects": f"{group}, {area}" if a else group})
+                row: dict[str, Any] = {"objects": f"{group}, {area}" if a else group}
                 row["number"] = int(self.counts[v, a].sum())
                 row.update({f"AR@{k}": metrics[f"AR{suffix}@{k}"] for k in self.ks})
                 row["AUC"] = metrics["AUC"] if a == 0 else None
@@ -209,8 +199,8 @@ class OpenWorldResult:
         )
         return f"{table}\n{self.summary()}"
 
-    def summary(self):
-        """What the numbers rest on, and warnings: text to be shown with every table."""
+    def summary(self) -> str:
+        """What the numbers are based on, and warnings: text to be shown with every table."""
         per_image = self._detections_per_image()
         freed = f", {self.freed.mean():.1f} of them cost no budget" if self.freed.any() else ""
         lines = [
@@ -230,7 +220,7 @@ class OpenWorldResult:
             "max": int(self.given.max()),
         }
 
-    def _group_metrics(self, group, precision):
+    def _group_metrics(self, group: str, precision: NDArray[np.float64]) -> dict[str, float]:
         metrics = {
             f"AR{suffix}@{k}": self.ar(k, group, area)
             for area, suffix in AREA_SUFFIXES.items()
@@ -245,7 +235,7 @@ class OpenWorldResult:
             metrics[f"AP{suffix}"] = float(precision[a].mean())
         return metrics
 
-    def _warnings(self):
+    def _warnings(self) -> list[str]:
         warnings = []
         bare = np.count_nonzero(self.given == 0)
         if 2 * bare > len(self.given):
@@ -253,8 +243,8 @@ class OpenWorldResult:
                 f"{bare} of {len(self.given)} images have no detection, so all their objects count "
                 "as missed: was the detector run on all of them?"
             )
-        # A file that was cut off holds the same number of detections for many images. Where only
-        # the first `max_dets` take part by the protocol, there is nothing to be kept more of.
+        # A list that was cut off has the same number of detections for many images. Where the
+        # protocol itself cuts at `max_dets`, to keep more of them would change nothing.
         cut = self.given.max()
         full = self.given == cut
         left = cut - self.freed[full]
@@ -275,23 +265,34 @@ class OpenWorldResult:
         return warnings
 
 
-def auc(recalls):
+def _interval(values: NDArray[np.float64], level: float) -> tuple[float, float]:
+    if np.isnan(values).all():
+        return math.nan, math.nan
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(values, (tail, 1 - tail))
+    return float(low), float(high)
+
+
+def auc(recalls: Sequence[float]) -> float:
     """Area under average recalls at `AUC_KS` over ln k / ln 1000; the first is taken as 0."""
     x = np.log(AUC_KS) / math.log(AUC_KS[-1])
     y = np.append(0 * recalls[-1], recalls[1:])  # NaN where there is nothing to be found
     return float(np.sum(np.diff(x) * (y[1:] + y[:-1])) / 2)
 
 
-def percent(value):
+def percent(value: float) -> str:
     """Text of a metric in [0, 1]; n/a where there is nothing to be found."""
     return "n/a" if math.isnan(value) else f"{100 * value:.2f}"
 
 
-def write_report(path, results):
+def write_report(path: StrPath, results: list[dict[str, Any]]) -> None:
     """
     Args:
-        path (str): where the JSON goes, `{"results": [...]}`; there is either all of it or nothing.
-        results (list[dict]): from :meth:`OpenWorldResult.to_dict`, perhaps with more keys.
+        path: where the JSON goes, `{"results": [...]}`; there is either all of it or nothing.
+        results: from :meth:`OpenWorldResult.to_dict`, perhaps with more keys.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     text = json.dumps({"results": _null_for_nan(results)}, indent=2, allow_nan=False)
     with write_whole(path) as temporary, open(temporary, "w", encoding="utf-8") as f:

@@ -3,43 +3,45 @@ The shipped recipes by name, and the weights trained with them; as Detectron2's 
 
 `zoo.json` lists them, one entry each:
 
-    recipe (str): the file, relative to `configs/`
-    group (str): under which `MODEL_ZOO.md` shows it
-    what (str): what it is, in a few words
-    weights (dict, optional): "url" and "sha256" of the trained weights
-    measured (dict, optional): metrics of these weights, by name
-    published (dict, optional): metrics, by name, of another's weights; and "whose" they are
+    recipe: the file, relative to `configs/`
+    group: the heading of `MODEL_ZOO.md` that it is listed under
+    what: a short description
+    weights (optional): "url" and "sha256" of the trained weights
+    measured (optional): metrics of these weights, by name
+    published (optional): metrics, by name, of other people's weights; and "whose" they are
 
 Metrics are percent, on COCO val2017, unseen objects, protocol xclass.
 """
 
 import difflib
-import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from oln_d2.errors import InputError, require_detectron2
+from oln_d2.checks import InputError, needs
+from oln_d2.files import StrPath, read_json
 
-__all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from torch import nn
 
 PUBLIC = "oln_box_public_R_50_FPN.yaml"  # the recipe of the authors' weights
 
 
-def rows():
-    """
-    Returns:
-        list[dict]: the entries of `zoo.json`, in its order.
-    """
-    return json.loads(Path(__file__).with_name("zoo.json").read_text(encoding="utf-8"))
+def rows() -> list[dict[str, Any]]:
+    """The entries of `zoo.json`, in its order."""
+    return read_json(Path(__file__).with_name("zoo.json"))
 
 
-def get_config_file(config_path):
+def get_config_file(config_path: str) -> str:
     """
     Args:
-        config_path (str): a recipe's name relative to `configs/`, e.g. "oln_box_R_50_FPN.yaml" or
+        config_path: a recipe's name relative to `configs/`, e.g. "oln_box_R_50_FPN.yaml" or
             "cpu/oln_box_R_18_FPN_GN.yaml".
 
     Returns:
-        str: the path of the file.
+        the path of the file.
 
     Raises:
         InputError: no recipe has this name.
@@ -53,16 +55,31 @@ def get_config_file(config_path):
     return str(path)
 
 
-def get_checkpoint_url(config_path):
+def find_config_file(config_file: StrPath) -> str:
     """
     Args:
-        config_path (str): see :func:`get_config_file`.
+        config_file: a config file, or a recipe's name, see :func:`get_config_file`.
 
     Returns:
-        str: where the weights trained with this recipe are.
+        the path of the file.
 
     Raises:
-        InputError: no recipe has this name, or nobody offers weights for it.
+        InputError: neither a file nor a recipe.
+    """
+    path = os.path.expanduser(config_file)
+    return path if os.path.isfile(path) else get_config_file(path)
+
+
+def get_checkpoint_url(config_path: str) -> str:
+    """
+    Args:
+        config_path: see :func:`get_config_file`.
+
+    Returns:
+        the address of the weights trained with this recipe.
+
+    Raises:
+        InputError: no recipe has this name, or its weights have not been published.
     """
     row = next((row for row in rows() if row["recipe"] == config_path), None)
     if row is None:
@@ -75,7 +92,7 @@ def get_checkpoint_url(config_path):
         )
         train = f"train it with python train_net.py --config-file configs/{config_path}"
         remedy = convert if config_path == PUBLIC else f"{train}; or {convert}"
-        raise InputError(f"{config_path}: nobody offers weights of it ready to use; {remedy}")
+        raise InputError(f"{config_path}: has no trained weights to download yet; {remedy}")
     return row["weights"]["url"]
 
 
@@ -85,52 +102,75 @@ def _unknown(config_path):
     return InputError(f"{config_path}: no such recipe; near it: {', '.join(near) or names[0]}")
 
 
-def get_config(config_path, trained=False):
+def load_config(config_file: StrPath, opts: Sequence[Any] = ()) -> "CfgNode":
     """
     Args:
-        config_path (str): see :func:`get_config_file`.
-        trained (bool): whether MODEL.WEIGHTS is the trained weights, or what the recipe has there:
-            for most, ImageNet weights of the backbone.
+        config_file: a config file, or a recipe's name, see :func:`get_config_file`.
+        opts: KEY VALUE pairs that override it.
 
     Returns:
-        CfgNode: the recipe, with OLN's keys.
+        the config, with OLN's keys.
 
     Raises:
-        InputError: see :func:`get_config_file` and, if `trained`, :func:`get_checkpoint_url`.
+        InputError: a file that cannot be read, or a key or value that does not exist.
+        ImportError: Detectron2 is not installed.
     """
+    with needs("a recipe", "detectron2"):
+        import yaml
+        from detectron2.config import get_cfg
+
     from oln_d2.config import add_oln_config
 
-    require_detectron2("oln_d2.model_zoo.get_config")
-    from detectron2.config import get_cfg
-
+    path = find_config_file(config_file)
     cfg = get_cfg()
     add_oln_config(cfg)
-    cfg.merge_from_file(get_config_file(config_path))
-    if trained:
-        cfg.MODEL.WEIGHTS = get_checkpoint_url(config_path)
+    try:
+        cfg.merge_from_file(path)
+        cfg.merge_from_list(list(opts))
+    except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}, or a KEY VALUE pair: {reason}") from None
     return cfg
 
 
-def get(config_path, trained=False, device=None):
+def get_config(config_path: str, trained: bool = False) -> "CfgNode":
     """
     Args:
-        config_path (str): see :func:`get_config_file`.
-        trained (bool): whether the model has the trained weights, or random ones. (Not
-            those of the recipe's MODEL.WEIGHTS, ImageNet's; `DetectionCheckpointer` loads them.)
-        device (str, optional): instead of the recipe's; where there is no CUDA, "cpu".
+        config_path: see :func:`get_config_file`.
+        trained: whether MODEL.WEIGHTS is the trained weights, or what the recipe has there: for
+            most, ImageNet weights of the backbone.
 
     Returns:
-        nn.Module: the model, in training mode.
+        the recipe, with OLN's keys.
+
+    Raises:
+        InputError: see :func:`get_config_file` and, if `trained`, :func:`get_checkpoint_url`.
+        ImportError: Detectron2 is not installed.
+    """
+    opts = ["MODEL.WEIGHTS", get_checkpoint_url(config_path)] if trained else []
+    return load_config(get_config_file(config_path), opts)
+
+
+def get(config_path: str, trained: bool = False, device: str | None = None) -> "nn.Module":
+    """
+    Args:
+        config_path: see :func:`get_config_file`.
+        trained: whether the model has the trained weights, or random ones. (Not those of the
+            recipe's MODEL.WEIGHTS, ImageNet's; `DetectionCheckpointer` loads them.)
+        device: instead of the recipe's; where there is no CUDA, "cpu" is the default.
+
+    Returns:
+        the model, in training mode.
 
     Raises:
         InputError: see :func:`get_config`; or the weights do not fit.
+        ImportError: Detectron2 is not installed.
     """
     cfg = get_config(config_path, trained)
     import torch
     from detectron2.modeling import build_model
 
-    import oln_d2.modeling  # noqa: F401  registers the components
-    from oln_d2.training import StrictCheckpointer
+    from oln_d2.engine.trainer import StrictCheckpointer
 
     if device is None and not torch.cuda.is_available():
         device = "cpu"

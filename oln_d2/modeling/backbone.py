@@ -1,5 +1,7 @@
 """A backbone small enough to learn from scratch on a CPU in minutes."""
 
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
@@ -7,18 +9,17 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
 
 
 @BACKBONE_REGISTRY.register()
-def build_resnet10_fpn_backbone(cfg, input_shape):
+def build_resnet10_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """
     ResNet-10, one basic block a stage, with FPN; Detectron2's own builder makes basic blocks of one
     width only and no GroupNorm of fewer channels.
 
     Args:
-        cfg (CfgNode): MODEL.RESNETS.{RES2_OUT_CHANNELS, NORM} and MODEL.FPN.{OUT_CHANNELS, NORM}
-            are looked at.
-        input_shape (ShapeSpec): of the image.
+        cfg: MODEL.RESNETS.{RES2_OUT_CHANNELS, NORM} and MODEL.FPN.{OUT_CHANNELS, NORM} are used.
+        input_shape: of the image.
 
     Returns:
-        FPN: with the features p2..p6.
+        with the features p2..p6.
     """
     norm, channels = cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS
     stages, in_channels = [], channels

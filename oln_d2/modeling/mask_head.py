@@ -1,16 +1,17 @@
 """OLN-Mask: the mask head, which also learns how well its mask fits."""
 
 from types import SimpleNamespace
-from typing import List
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import cat, get_norm
+from detectron2.layers import ShapeSpec, cat, get_norm
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.structures import BitMasks, Instances, ROIMasks
 from detectron2.utils.events import get_event_storage
+from torch import Tensor
 
 from oln_d2.localization import mask_iou, quality_loss
 from oln_d2.masks import MaskScoreHead, paste_masks
@@ -52,20 +53,20 @@ class OLNMaskHead(MaskRCNNConvUpsampleHead):
     @configurable
     def __init__(
         self,
-        input_shape,
+        input_shape: ShapeSpec,
         *,
-        score_fc_dims,
-        score_loss_weight=1.0,
-        conv_dims,
-        conv_norm="",
-        **kwargs
+        score_fc_dims: list[int],
+        score_loss_weight: float = 1.0,
+        conv_dims: list[int],
+        conv_norm: str = "",
+        **kwargs,
     ):
         """
         Args:
-            input_shape (ShapeSpec): shape of the input features.
-            score_fc_dims (list[int]): widths of the linear layers that predict a mask's score; its
-                convolutions are as those of the mask.
-            score_loss_weight (float): factor of "loss_mask_score".
+            input_shape: shape of the input features.
+            score_fc_dims: widths of the linear layers that predict a mask's score; its convolutions
+                are as those of the mask.
+            score_loss_weight: factor of "loss_mask_score".
             conv_dims, conv_norm, kwargs: see :class:`MaskRCNNConvUpsampleHead`.
         """
         kwargs["num_classes"] = 1  # also with more than one class in the data
@@ -86,18 +87,18 @@ class OLNMaskHead(MaskRCNNConvUpsampleHead):
         ret["score_loss_weight"] = cfg.MODEL.OLN.MASK_SCORE_LOSS_WEIGHT
         return ret
 
-    def layers(self, x):
+    def layers(self, x: Tensor) -> Tensor:
         for name, layer in self.named_children():
             if name != "score":  # registered beside the layers that the parent goes through
                 x = layer(x)
         return x
 
-    def forward(self, x, instances: List[Instances]):
+    def forward(self, x: Tensor, instances: list[Instances]) -> Any:
         """
         Args:
-            x (Tensor): shape (R, C, P, P), features of the RoIs.
-            instances (list[Instances]): in training the positives, with `proposal_boxes`,
-                `gt_masks` and, in inference, the detections.
+            x: shape (R, C, P, P), features of the RoIs.
+            instances: in training the positives, with `proposal_boxes` and `gt_masks`; in inference
+                the detections.
 
         Returns:
             In training dict[str, Tensor], scalars `loss_mask` and `loss_mask_score`. In inference
@@ -106,7 +107,7 @@ class OLNMaskHead(MaskRCNNConvUpsampleHead):
         """
         logits = self.layers(x)
         masks = logits.float().sigmoid()
-        # The mask is given as it is: it shall not be shaped to make its score easy.
+        # Detached: the score's loss must not train the mask.
         scores = self.score(x, masks.detach().to(x.dtype))
         if self.training:
             return self._losses(logits.float(), scores, instances)
@@ -124,7 +125,7 @@ class OLNMaskHead(MaskRCNNConvUpsampleHead):
                 boxes = instances_i.proposal_boxes
                 cropped = instances_i.gt_masks.crop_and_resize(boxes.tensor, logits.shape[-1])
                 gt_masks.append(cropped.to(logits.device) > 0.5)
-                # In cells of the mask, so that what of the object lies outside of the RoI counts.
+                # Of whole objects, in cells of the mask: parts outside the RoI count.
                 areas = _areas(instances_i.gt_masks).to(logits) / boxes.area()
                 gt_areas.append(areas * logits[0, 0].numel())
         num = len(logits)

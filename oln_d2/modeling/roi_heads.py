@@ -1,20 +1,21 @@
 """The second stage, which refines proposals and learns their IoU instead of a class."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import configurable
-from detectron2.layers import cat, cross_entropy
+from detectron2.layers import ShapeSpec, cat, cross_entropy
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detectron2.structures import Instances
+from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
-from torch import nn
+from torch import Tensor, nn
 
-from oln_d2.errors import InputError
+from oln_d2.checks import InputError
 from oln_d2.localization import QUALITIES, box_quality, fuse_scores, quality_loss
 from oln_d2.masks import MASKS_AT_ONCE
 from oln_d2.modeling.mask_head import OLNMaskHead, PastedAsRLE
+from oln_d2.scores import BOX_SCORE, MASK_SCORE, OBJECTNESS, SCORES
 
 """
 Shape shorthand in this module:
@@ -31,7 +32,7 @@ Naming convention:
 """
 
 # The scores that a detection's score can be made of before there are masks.
-FUSED = ("objectness", "box_score")
+FUSED = (OBJECTNESS.field, BOX_SCORE.field)
 
 
 class OLNOutputLayers(FastRCNNOutputLayers):
@@ -44,24 +45,23 @@ class OLNOutputLayers(FastRCNNOutputLayers):
     @configurable
     def __init__(
         self,
-        input_shape,
+        input_shape: ShapeSpec,
         *,
         score_target: str = "iou",
         fused: Sequence[str] = FUSED,
         classify: bool = False,
-        loss_weight=None,
+        loss_weight: dict[str, float] | None = None,
         **kwargs,
     ):
         """
         Args:
-            input_shape (ShapeSpec): shape of the input features.
+            input_shape: shape of the input features.
             score_target: what the score learns, "iou" or "centerness".
             fused: whose geometric mean is the score of a detection, of "objectness", the first
                 stage's score, and "box_score", this one's.
             classify: whether the features also learn classes and background, as those of
-                :class:`FastRCNNOutputLayers` do (an ablation). Detections do not look at it.
-            loss_weight (dict[str, float]): factors of "loss_box_score", "loss_box_reg" and
-                "loss_cls", default 1.
+                :class:`FastRCNNOutputLayers` do (an ablation). Detections do not use it.
+            loss_weight: factors of "loss_box_score", "loss_box_reg" and "loss_cls", default 1.
             kwargs: arguments of :class:`FastRCNNOutputLayers`; box deltas are always
                 class-agnostic.
 
@@ -94,17 +94,17 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         ret["loss_weight"]["loss_cls"] = oln.BOX_CLS_LOSS_WEIGHT
         ret["classify"] = oln.BOX_CLS_LOSS_WEIGHT > 0
         # That of the masks comes later, after NMS: see OLNROIHeads.
-        ret["fused"] = [name for name in oln.SCORES if name != "mask_score"]
+        ret["fused"] = [name for name in oln.SCORES if name != MASK_SCORE.field]
         return ret
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """
         Args:
-            x (Tensor): shape (R, ...), features of the RoIs.
+            x: shape (R, ...), features of the RoIs.
 
         Returns:
-            (Tensor, Tensor): pred_scores, shape (R, 1), logits, followed by the class logits if
-            there is a classifier; and box deltas, shape (R, 4).
+            pred_scores, shape (R, 1), logits, followed by the class logits if there is a
+            classifier; and box deltas, shape (R, 4).
         """
         x = torch.flatten(x, start_dim=1)
         scores = self.box_score(x)
@@ -112,16 +112,17 @@ class OLNOutputLayers(FastRCNNOutputLayers):
             scores = torch.cat([scores, self.cls_score(x)], dim=1)
         return scores, self.bbox_pred(x)
 
-    def losses(self, predictions, proposals):
+    def losses(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
         """
         Args:
             predictions: what :meth:`forward` returned.
-            proposals (list[Instances]): the sampled RoIs, with `proposal_boxes`, `gt_classes` and,
-                in images with objects, `gt_boxes`.
+            proposals: the sampled RoIs, with `proposal_boxes`, `gt_classes` and, in images with
+                objects, `gt_boxes`.
 
         Returns:
-            dict[str, Tensor]: scalars `loss_box_score` and `loss_box_reg`, with a classifier also
-            `loss_cls`.
+            scalars `loss_box_score` and `loss_box_reg`, with a classifier also `loss_cls`.
         """
         pred_scores, pred_deltas = predictions
         gt_classes = cat([p.gt_classes for p in proposals])
@@ -152,15 +153,17 @@ class OLNOutputLayers(FastRCNNOutputLayers):
             losses["loss_cls"] = cross_entropy(pred_scores[:, 1:].float(), gt_classes)
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
-    def predict_probs(self, predictions, proposals):
+    def predict_probs(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> list[Tensor]:
         """
         Args:
             predictions: what :meth:`forward` returned.
-            proposals (list[Instances]): with `objectness_logits`, of the first stage.
+            proposals: with `objectness_logits`, of the first stage.
 
         Returns:
-            list[Tensor]: shape (Ri, 2) each: the score of the detection, the geometric mean of the
-            stages' qualities, in [0, 1], and the column of the background, which inference drops.
+            shape (Ri, 2) each: the score of the detection, the geometric mean of the stages'
+            qualities, in [0, 1], and the column of the background, which inference drops.
         """
         scores = []
         for qualities in self._qualities(predictions, proposals):
@@ -168,7 +171,9 @@ class OLNOutputLayers(FastRCNNOutputLayers):
             scores.append(torch.stack([score, 1 - score], dim=1))
         return scores
 
-    def inference(self, predictions, proposals):
+    def inference(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[Tensor]]:
         """
         See :meth:`FastRCNNOutputLayers.inference`. The detections also have `objectness` and
         `box_scores`, shape (Di,), in [0, 1]: the qualities that the two stages predict.
@@ -182,15 +187,15 @@ class OLNOutputLayers(FastRCNNOutputLayers):
             for quality in qualities.values():
                 finite &= quality.isfinite()
             index = finite.nonzero().squeeze(1)[index]
-            detections.objectness = qualities["objectness"][index]
-            detections.box_scores = qualities["box_score"][index]
+            detections.set(OBJECTNESS.attribute, qualities[OBJECTNESS.field][index])
+            detections.set(BOX_SCORE.attribute, qualities[BOX_SCORE.field][index])
         return results, kept
 
     def _qualities(self, predictions, proposals):
         """list[dict[str, Tensor]]: of each image, by the names of `FUSED`, shape (Ri,)."""
         box_scores = predictions[0][:, 0].float().sigmoid().split([len(p) for p in proposals])
         return [
-            {"objectness": p.objectness_logits.float().sigmoid(), "box_score": box_score}
+            {OBJECTNESS.field: p.objectness_logits.float().sigmoid(), BOX_SCORE.field: box_score}
             for p, box_score in zip(proposals, box_scores)
         ]
 
@@ -227,12 +232,12 @@ class OLNROIHeads(StandardROIHeads):
             InputError: masks that should be scored, but are not predicted.
         """
         ret = super().from_config(cfg, input_shape)
-        ret["mask_scores"] = "mask_score" in cfg.MODEL.OLN.SCORES
+        ret["mask_scores"] = MASK_SCORE.field in cfg.MODEL.OLN.SCORES
         scores_masks = isinstance(ret.get("mask_head"), OLNMaskHead)
         if ret["mask_scores"] and not scores_masks:
             raise InputError(
-                "MODEL.OLN.SCORES has 'mask_score', but there is no mask head that predicts it; "
-                "set MODEL.MASK_ON True and MODEL.ROI_MASK_HEAD.NAME OLNMaskHead"
+                f"MODEL.OLN.SCORES has {MASK_SCORE.field!r}, but there is no mask head that "
+                "predicts it; set MODEL.MASK_ON True and MODEL.ROI_MASK_HEAD.NAME OLNMaskHead"
             )
         return ret
 
@@ -242,7 +247,13 @@ class OLNROIHeads(StandardROIHeads):
         ret["box_predictor"] = OLNOutputLayers(cfg, ret["box_head"].output_shape)
         return ret
 
-    def forward(self, images, features, proposals, targets=None):
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
         """
         See :meth:`StandardROIHeads.forward`. Detections with masks have `pred_masks`, which
         Detectron2's postprocessing turns into :class:`oln_d2.masks.RLEMasks` of the image's size.
@@ -254,12 +265,9 @@ class OLNROIHeads(StandardROIHeads):
 
     def _finish(self, detections):
         if self.mask_scores:
-            qualities = {
-                "objectness": detections.objectness, "box_score": detections.box_scores
-            }  # fmt: skip
-            detections.scores = fuse_scores(
-                *(qualities[name] for name in self.box_predictor.fused), detections.mask_scores
-            )
+            fused = *self.box_predictor.fused, MASK_SCORE.field
+            qualities = (detections.get(s.attribute) for s in SCORES if s.field in fused)
+            detections.scores = fuse_scores(*qualities)
             best = detections.scores.argsort(descending=True, stable=True)
             detections = detections[best[: self.num_detections]]
             detections = detections[detections.scores > self.score_thresh]

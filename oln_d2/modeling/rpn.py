@@ -2,12 +2,12 @@
 OLN-RPN: the first stage, which learns centerness and box sides instead of object or background.
 """
 
-from typing import Dict, List, Optional, Tuple
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import cat
+from detectron2.layers import batched_nms, cat
 from detectron2.modeling.proposal_generator import (
     PROPOSAL_GENERATOR_REGISTRY,
     RPN,
@@ -15,18 +15,19 @@ from detectron2.modeling.proposal_generator import (
 )
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.modeling.sampling import subsample_labels
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.memory import retry_if_cuda_oom
-from torch import nn
+from torch import Tensor, nn
 
-from oln_d2.errors import InputError
+from oln_d2.checks import InputError
 from oln_d2.localization import (
     QUALITIES,
-    assign_anchors,
     decode_ltrb,
     encode_ltrb,
+    label_and_sample,
     rpn_losses,
+    select_proposals,
 )
 
 """
@@ -49,16 +50,18 @@ Naming convention:
     gt_labels: 1 positive, 0 negative, -1 not in the sample.
 """
 
+DIVERGED = "training has diverged. Lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS."
+
 
 class LTRBTransform:
     """
     `oln_d2.localization`'s box coding behind the interface of Detectron2's `Box2BoxTransform`.
     """
 
-    def get_deltas(self, src_boxes, target_boxes):
+    def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
         return encode_ltrb(src_boxes, target_boxes)
 
-    def apply_deltas(self, deltas, boxes):
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
         return decode_ltrb(boxes, deltas.float())  # float32: half precision moves sides by pixels
 
 
@@ -95,10 +98,10 @@ class OLNRPNHead(StandardRPNHead):
         ret["classify"] = cfg.MODEL.OLN.RPN_CLS_LOSS_WEIGHT > 0
         return ret
 
-    def forward(self, features: List[torch.Tensor]):
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], ...]:
         """
         Args:
-            features (list[Tensor]): L feature maps, each (N, C, Hi, Wi).
+            features: L feature maps, each (N, C, Hi, Wi).
 
         Returns:
             list[Tensor]: L tensors (N, A, Hi, Wi), objectness logits.
@@ -115,9 +118,9 @@ class OLNRPNHead(StandardRPNHead):
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class OLNRPN(RPN):
     """
-    OLN's proposal generator (OLN, sec. III-B). Beside :class:`RPN`: the score learns the quality of
-    the anchor with its own assignment and sample, the boxes learn by the IoU of the decoded box,
-    and NMS is optional.
+    OLN's proposal generator (OLN, sec. III-B). Differs from :class:`RPN`: the score learns the
+    quality of the anchor with its own assignment and sample, the boxes learn by the IoU of the
+    decoded box, and NMS is optional.
     """
 
     @configurable
@@ -125,12 +128,12 @@ class OLNRPN(RPN):
         self,
         *,
         objectness_target: str = "centerness",
-        objectness_iou_thresholds: Tuple[float, float] = (0.1, 0.3),
+        objectness_iou_thresholds: tuple[float, float] = (0.1, 0.3),
         objectness_batch_size_per_image: int = 256,
         objectness_negatives: bool = True,
-        box_iou_thresholds: Tuple[float, float] = (0.3, 0.7),
-        nms: Tuple[bool, bool] = (False, False),
-        loss_weight: Optional[Dict[str, float]] = None,
+        box_iou_thresholds: tuple[float, float] = (0.3, 0.7),
+        nms: tuple[bool, bool] = (False, False),
+        loss_weight: dict[str, float] | None = None,
         **kwargs,
     ):
         """
@@ -207,83 +210,72 @@ class OLNRPN(RPN):
         return ret
 
     @torch.no_grad()
-    def label_and_sample_anchors(self, anchors: List[Boxes], gt_instances: List[Instances]):
+    def label_and_sample_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """
         Assign and sample twice, for the box loss and for the objectness loss.
 
         Args:
-            anchors (list[Boxes]): anchors of each feature map.
-            gt_instances (list[Instances]): the objects of each image, with `gt_boxes`; may be
-                empty.
+            anchors: anchors of each feature map.
+            gt_instances: the objects of each image, with `gt_boxes`; may be empty.
 
         Returns:
             list[Tensor]: N tensors (2, R), `gt_labels` of the box (0) and the objectness (1)
                 sample.
             list[Tensor]: N tensors (2, R, 4), the assigned object's box; undefined where the label
-            is not 1.
+                is not 1.
         """
         anchors = Boxes.cat(anchors)
-        box_sample = (self.box_iou_thresholds, self.batch_size_per_image, self.positive_fraction)
-        objectness_sample = (
-            self.objectness_iou_thresholds,
-            self.objectness_batch_size_per_image,
-            1.0,
-        )
+        samples = [
+            (limits, partial(subsample_labels, num_samples=n, positive_fraction=share, bg_label=0))
+            for limits, n, share in (
+                (self.box_iou_thresholds, self.batch_size_per_image, self.positive_fraction),
+                (self.objectness_iou_thresholds, self.objectness_batch_size_per_image, 1.0),
+            )
+        ]
         gt_labels, matched_gt_boxes = [], []
         for instances in gt_instances:
-            gt_boxes = instances.gt_boxes
             inside = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
             if self.anchor_boundary_thresh >= 0:
                 inside = anchors.inside_box(instances.image_size, self.anchor_boundary_thresh)
-            # Only these are assigned: an object's best anchor is its best one inside the image.
-            iou = retry_if_cuda_oom(pairwise_iou)(gt_boxes, anchors[inside])
-
-            labels = torch.full((2, len(anchors)), -1, dtype=torch.int8, device=anchors.device)
-            boxes = torch.zeros(2, len(anchors), 4, device=anchors.device)
-            for i, (thresholds, size, fraction) in enumerate([box_sample, objectness_sample]):
-                matches, labels_inside = retry_if_cuda_oom(assign_anchors)(iou, *thresholds)
-                # On the CPU if the GPU ran out of memory above; small by now.
-                matches, labels_inside = matches.to(inside.device), labels_inside.to(inside.device)
-                positive, negative = subsample_labels(labels_inside, size, fraction, 0)
-                sampled = torch.full_like(labels_inside, -1)
-                sampled[positive] = 1
-                sampled[negative] = 0
-                labels[i, inside] = sampled
-                if len(gt_boxes) > 0:
-                    boxes[i, inside] = gt_boxes.tensor[matches]
+            inside, gt_boxes = inside.nonzero().squeeze(1), instances.gt_boxes.tensor
+            labels, boxes = label_and_sample(
+                anchors.tensor, inside, gt_boxes, samples, retry_if_cuda_oom
+            )
             gt_labels.append(labels)
             matched_gt_boxes.append(boxes)
         return gt_labels, matched_gt_boxes
 
     def losses(
         self,
-        anchors,
-        pred_objectness_logits,
-        gt_labels,
-        pred_anchor_deltas,
-        gt_boxes,
-        pred_cls_logits=None,
-    ):
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+        pred_cls_logits: list[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """
         Args:
-            anchors (list[Boxes]): L, each (Hi*Wi*A, 4).
-            pred_objectness_logits (list[Tensor]): L, each (N, Hi*Wi*A).
-            gt_labels, gt_boxes (list[Tensor]): see :meth:`label_and_sample_anchors`.
-            pred_anchor_deltas (list[Tensor]): L, each (N, Hi*Wi*A, 4).
-            pred_cls_logits (list[Tensor], optional): L, each (N, Hi*Wi*A).
+            anchors: L, each (Hi*Wi*A, 4).
+            pred_objectness_logits: L, each (N, Hi*Wi*A).
+            gt_labels, gt_boxes: see :meth:`label_and_sample_anchors`.
+            pred_anchor_deltas: L, each (N, Hi*Wi*A, 4).
+            pred_cls_logits: L, each (N, Hi*Wi*A).
 
         Returns:
-            dict[str, Tensor]: scalars `loss_rpn_obj` and `loss_rpn_loc`, with class logits also
-            `loss_rpn_cls`.
+            scalars `loss_rpn_obj` and `loss_rpn_loc`, with class logits also `loss_rpn_cls`.
         """
         anchors = Boxes.cat(anchors).tensor
         logits = cat(pred_objectness_logits, dim=1)
         deltas = cat(pred_anchor_deltas, dim=1)
+        num_images, gt_labels = len(gt_labels), torch.stack(gt_labels, dim=1)
         loss_obj, loss_loc, targets = rpn_losses(
             anchors,
             logits,
             deltas,
-            torch.stack(gt_labels, dim=1),
+            gt_labels,
             torch.stack(gt_boxes, dim=1),
             self.objectness_target,
             self.objectness_negatives,
@@ -291,8 +283,7 @@ class OLNRPN(RPN):
         )
 
         storage = get_event_storage()
-        num_images = len(gt_labels)
-        box_labels, objectness_labels = torch.stack(gt_labels, dim=1)
+        box_labels, objectness_labels = gt_labels
         positive = objectness_labels == 1
         num_positive = positive.sum().item()
         storage.put_scalar("rpn/num_pos_anchors", (box_labels == 1).sum().item() / num_images)
@@ -315,7 +306,12 @@ class OLNRPN(RPN):
             ) / (self.batch_size_per_image * num_images)
         return {name: loss * self.loss_weight[name] for name, loss in losses.items()}
 
-    def forward(self, images, features, gt_instances=None):
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        gt_instances: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
         """See :meth:`RPN.forward`. In training it also logs the recall of the proposals."""
         features = [features[f] for f in self.in_features]
         anchors = self.anchor_generator(features)
@@ -334,56 +330,53 @@ class OLNRPN(RPN):
             _log_recall(proposals, gt_instances)
         return proposals, losses
 
+    @torch.no_grad()
     def predict_proposals(
         self,
-        anchors: List[Boxes],
-        pred_objectness_logits: List[torch.Tensor],
-        pred_anchor_deltas: List[torch.Tensor],
-        image_sizes: List[Tuple[int, int]],
-    ):
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[Instances]:
         """
         Args:
             anchors, pred_objectness_logits, pred_anchor_deltas: as in :meth:`losses`.
-            image_sizes (list[tuple]): N sizes (height, width) before padding.
+            image_sizes: N sizes (height, width) before padding.
 
         Returns:
-            list[Instances]: N, each with `proposal_boxes`, clipped to the image, those without area
-            dropped, and `objectness_logits`, descending. Without NMS the best of each level are
-            taken, then the best of all levels.
+            N, each with `proposal_boxes`, clipped to the image, those without area dropped, and
+            `objectness_logits`, descending. The best of each level are taken, with NMS those that
+            it leaves, then the best of all levels.
 
         Raises:
             FloatingPointError: NaN or infinite predictions in training.
         """
-        if self.nms[self.training]:
-            return super().predict_proposals(
-                anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
+        boxes, logits, levels = [], [], []
+        decoded = self._decode_proposals(anchors, pred_anchor_deltas)
+        for i, (boxes_i, logits_i) in enumerate(zip(decoded, pred_objectness_logits)):
+            top_k = min(self.pre_nms_topk[self.training], logits_i.shape[1])
+            logits_i, indices = logits_i.topk(top_k, dim=1)
+            boxes.append(boxes_i.gather(1, indices[..., None].expand(-1, -1, 4)))
+            logits.append(logits_i)
+            levels.append(torch.full_like(indices[0], i))
+        boxes, logits, levels = cat(boxes, dim=1), cat(logits, dim=1).float(), cat(levels)
+        proposals = []
+        for boxes_i, logits_i, image_size in zip(boxes, logits, image_sizes):
+            boxes_i, logits_i = select_proposals(
+                boxes_i,
+                logits_i,
+                levels,
+                image_size,
+                self.post_nms_topk[self.training],
+                min_side=self.min_box_size,
+                nms=partial(batched_nms, iou_threshold=self.nms_thresh)
+                if self.nms[self.training]
+                else None,
+                diverged=DIVERGED if self.training else None,
             )
-        with torch.no_grad():
-            boxes, logits = [], []
-            decoded = self._decode_proposals(anchors, pred_anchor_deltas)
-            for boxes_i, logits_i in zip(decoded, pred_objectness_logits):
-                top_k = min(self.pre_nms_topk[self.training], logits_i.shape[1])
-                logits_i, indices = logits_i.topk(top_k, dim=1)
-                boxes.append(boxes_i.gather(1, indices[..., None].expand(-1, -1, 4)))
-                logits.append(logits_i)
-            logits, order = cat(logits, dim=1).float().sort(dim=1, descending=True, stable=True)
-            boxes = cat(boxes, dim=1).gather(1, order[..., None].expand(-1, -1, 4))
-            return [self._clean(*prediction) for prediction in zip(boxes, logits, image_sizes)]
-
-    def _clean(self, boxes, logits, image_size):
-        finite = boxes.isfinite().all(dim=1) & logits.isfinite()
-        if self.training and not finite.all():
-            raise FloatingPointError(
-                "The RPN predicts NaN or infinite boxes or scores: training has diverged. Lower "
-                "SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS."
+            proposals.append(
+                Instances(image_size, proposal_boxes=Boxes(boxes_i), objectness_logits=logits_i)
             )
-        boxes, logits = Boxes(boxes[finite]), logits[finite]
-        boxes.clip(image_size)
-        keep = boxes.nonempty(threshold=self.min_box_size)
-        top_k = self.post_nms_topk[self.training]
-        proposals = Instances(image_size)
-        proposals.proposal_boxes = boxes[keep][:top_k]
-        proposals.objectness_logits = logits[keep][:top_k]
         return proposals
 
 

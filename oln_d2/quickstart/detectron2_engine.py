@@ -2,22 +2,18 @@
 
 import logging
 import math
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
 
 from oln_d2.data.coco import load_coco
-from oln_d2.data.datasets import register_open_world_coco
-from oln_d2.errors import require_detectron2
+from oln_d2.engine.datasets import register_open_world_coco
+from oln_d2.engine.trainer import Trainer
 from oln_d2.model_zoo import get_config
 from oln_d2.quickstart.synthetic import KNOWN
 from oln_d2.standalone.training import STEPS
-from oln_d2.training import Trainer
-
-require_detectron2("--engine detectron2")
-
-from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
-from detectron2.utils.env import seed_all_rng  # noqa: E402
-from detectron2.utils.logger import setup_logger  # noqa: E402
-
-import oln_d2.modeling  # noqa: E402, F401  registers the components
 
 RECIPES = {
     "oln_box": "cpu/oln_box_R_10_FPN_GN.yaml",
@@ -26,11 +22,11 @@ RECIPES = {
 
 
 def _is_progress(record):
-    """Of all that Detectron2 logs: losses and ETA, and what may be wrong."""
+    """Losses, ETA and warnings, of all that Detectron2 logs."""
     return record.name == "detectron2.utils.events" or record.levelno >= logging.WARNING
 
 
-def train_and_detect(model, data, folder, seed, epochs):
+def train_and_detect(model: str, data: Path, folder: Path, seed: int, epochs: float) -> Path:
     """See :func:`oln_d2.quickstart.standalone_engine.train_and_detect`."""
     for part in ("train", "test"):
         name = f"quickstart_{part}"

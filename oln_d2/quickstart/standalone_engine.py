@@ -1,9 +1,11 @@
 """The quickstart's models on torch and torchvision alone."""
 
-from oln_d2.quickstart.run import DETECTIONS
+from pathlib import Path
+
 from oln_d2.quickstart.synthetic import KNOWN, SIZE
 from oln_d2.standalone import train
 
+DETECTIONS = 300  # of an image
 COMMON = {
     "depth": 10,
     "norm": "GN",
@@ -24,17 +26,17 @@ CONFIGS = {
 }
 
 
-def train_and_detect(model, data, folder, seed, epochs):
+def train_and_detect(model: str, data: Path, folder: Path, seed: int, epochs: float) -> Path:
     """
     Args:
-        model (str): "oln_box" or "faster_rcnn".
-        data (Path): what `make_dataset` wrote.
-        folder (Path): for the model; an interrupted training that it holds is resumed.
-        seed (int)
-        epochs (float)
+        model: "oln_box" or "faster_rcnn".
+        data: what `make_dataset` wrote.
+        folder: for the model; an interrupted training that it holds is resumed.
+        seed: of the weights and of the training.
+        epochs: how often each image is seen.
 
     Returns:
-        Path: the detections on the test images, a COCO results file.
+        the detections on the test images, a COCO results file.
     """
     train(
         str(data / "train.json"),

@@ -1,6 +1,6 @@
 """
 A small open-world data set: shapes on textured ground. Known objects are plain; novel ones have the
-same outlines, sizes, colours and textures but carry a bullseye mark. Training annotations tell of
+same outlines, sizes, colours and textures but carry a bullseye mark. Training annotations are of
 known objects only, so that a classifier learns to call the novel ones background.
 """
 
@@ -10,9 +10,11 @@ import os
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from oln_d2.errors import InputError
+from oln_d2.checks import InputError
+from oln_d2.files import StrPath
 
 SIZE = 256  # of an image, in pixels
 OUTLINES = ("ellipse", "rectangle", "triangle", "star")
@@ -26,15 +28,20 @@ MAX_OVERLAP = 0.1  # of two boxes, of the smaller one's area
 SUPERSAMPLING = 3
 
 
-def make_dataset(folder, seed, num_train=200, num_test=100, control=False):
+def make_dataset(
+    folder: StrPath, seed: int, num_train: int = 200, num_test: int = 100, control: bool = False
+) -> None:
     """
     Write `train.json`, `test.json` and the images they name, all of it or nothing.
 
     Args:
-        folder (str): made anew; left alone if it is there.
-        seed (int): the same seed gives the same data.
-        num_train, num_test (int): images.
-        control (bool): leave the novel objects out of the training images.
+        folder: made anew; left alone if it is there.
+        seed: the same seed gives the same data.
+        num_train, num_test: numbers of images.
+        control: leave the novel objects out of the training images.
+
+    Raises:
+        InputError: the folder is there and holds something else.
     """
     folder = Path(folder)
     if folder.exists():
@@ -55,23 +62,24 @@ def make_dataset(folder, seed, num_train=200, num_test=100, control=False):
             )
             for category, box, area in objects:
                 if part == "test" or category <= len(KNOWN):
-                    content["annotations"].append(
-                        {"id": len(content["annotations"]) + 1, "image_id": index,
-                         "category_id": category, "bbox": box, "area": area, "iscrowd": 0}
-                    )  # fmt: skip
+                    annotation = {"id": len(content["annotations"]) + 1, "image_id": index}
+                    annotation |= {"category_id": category, "bbox": box, "area": area, "iscrowd": 0}
+                    content["annotations"].append(annotation)
         (temporary / f"{part}.json").write_text(json.dumps(content))
     os.replace(temporary, folder)
 
 
-def draw_image(rng, with_novel=True):
+def draw_image(
+    rng: np.random.Generator, with_novel: bool = True
+) -> tuple[NDArray[np.uint8], list[tuple[int, list[float], float]]]:
     """
     Args:
-        rng (np.random.Generator)
-        with_novel (bool): False leaves out the novel objects.
+        rng: draws everything at random.
+        with_novel: False leaves out the novel objects.
 
     Returns:
-        array: (SIZE, SIZE, 3), uint8.
-        list[tuple]: category id, box as XYWH and area in pixels of each object.
+        the image (SIZE, SIZE, 3), RGB; and category id, box as XYWH and area in pixels of each
+        object.
     """
     image = _texture(rng, rng.uniform(60, 200, 3), 30, SIZE, SIZE)
     num_known = rng.integers(NUM_KNOWN[0], NUM_KNOWN[1] + 1)

@@ -2,15 +2,19 @@
 OLN on torch and torchvision alone: detectors, checkpoints of either runtime, and plain training.
 """
 
-from oln_d2.standalone.checkpoint import load_checkpoint, load_detector, save_checkpoint
-from oln_d2.standalone.detector import (
-    OLNBox,
-    build_detector,
-    oln_box_resnet18_fpn,
-    oln_box_resnet50_fpn,
-    oln_mask_resnet50_fpn,
-)
-from oln_d2.standalone.training import train
+from oln_d2.checks import needs
+
+with needs("oln_d2.standalone", "torch"):
+    from oln_d2.standalone.build import (
+        build_detector,
+        load_detector,
+        oln_box_resnet18_fpn,
+        oln_box_resnet50_fpn,
+        oln_mask_resnet50_fpn,
+    )
+    from oln_d2.standalone.checkpoint import load_checkpoint, save_checkpoint
+    from oln_d2.standalone.models import OLNBox
+    from oln_d2.standalone.training import train
 
 __all__ = [
     "OLNBox",

@@ -1,35 +1,36 @@
 """
 Checkpoints that both runtimes read. On disk parameters have Detectron2's names, whichever runtime
-wrote them; what else is in the file is of no concern to the other one.
+wrote them; each ignores what else the other one keeps in the file.
 """
 
 import contextlib
 import os
 import pickle
 import re
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from oln_d2.convert import detectron2_name, is_public
-from oln_d2.errors import InputError
-from oln_d2.files import write_whole
-from oln_d2.standalone.detector import build_detector
+from oln_d2.checks import InputError
+from oln_d2.files import StrPath, write_whole
+from oln_d2.standalone.names import detectron2_name, is_public
 
 # Of other versions of Detectron2 or of other norms; no parameters.
 IGNORED = ("pixel_mean", "pixel_std", "num_batches_tracked")
 
 
-def read_checkpoint(path):
+def read_checkpoint(path: StrPath) -> dict[str, Any]:
     """
     Read a file without executing code that may be in it.
 
     Args:
-        path (str): a checkpoint of Detectron2, of this runtime or of mmdet, or a bare state dict,
-            as `torch.save` writes them.
+        path: a checkpoint of Detectron2, of this runtime or of mmdet, or a bare state dict, as
+            `torch.save` writes them.
 
     Returns:
-        dict: its content, with the parameters under "model".
+        its content, with the parameters under "model".
 
     Raises:
         InputError: no such file, not a checkpoint, or one that holds more than tensors and plain
@@ -80,8 +81,8 @@ def _is_script(path):
 
 def _numpy_scalars_allowed():
     """
-    numpy's scalars are plain values, too; mmdet may keep the seed as one. Older PyTorch than 2.6
-    cannot be told so under the names of numpy 1 and of numpy 2, and goes on refusing such files.
+    numpy's scalars are plain values, too; mmdet may keep the seed as one. PyTorch older than 2.6
+    has no way to allow them under the names of both numpy 1 and numpy 2, and refuses such files.
     """
     if torch.torch_version.TorchVersion(torch.__version__) < (2, 6):
         return contextlib.nullcontext()
@@ -95,13 +96,13 @@ def _numpy_scalars_allowed():
     )
 
 
-def load_checkpoint(model, path):
+def load_checkpoint(model: nn.Module, path: StrPath) -> None:
     """
     Load the weights of an OLN-Box that either runtime has trained.
 
     Args:
-        model (OLNBox): changed in place.
-        path (str): the file, see :func:`read_checkpoint`. A Detectron2 checkpoint does not tell its
+        model: of :func:`build_detector`, changed in place.
+        path: the file, see :func:`read_checkpoint`. A Detectron2 checkpoint does not hold the
             settings without parameters (anchor sizes, image size, numbers of proposals, NMS): build
             the model with those of its config file.
 
@@ -109,10 +110,11 @@ def load_checkpoint(model, path):
         InputError: see :func:`read_checkpoint`; or the checkpoint of another model. Nothing is
             loaded.
     """
-    _load_parameters(model, _read_own(path)["model"], path)
+    load_parameters(model, read_own_checkpoint(path)["model"], path)
 
 
-def _read_own(path):
+def read_own_checkpoint(path: StrPath) -> dict[str, Any]:
+    """:func:`read_checkpoint` that refuses files of the authors' code with an InputError."""
     content = read_checkpoint(path)
     if is_public(content["model"]):
         raise InputError(
@@ -122,7 +124,8 @@ def _read_own(path):
     return content
 
 
-def _load_parameters(model, parameters, path):
+def load_parameters(model: nn.Module, parameters: dict[str, Any], path: StrPath) -> None:
+    """:func:`load_checkpoint` from what is read already; `path` is named in errors."""
     own = model.state_dict()
     names = {name: detectron2_name(name) for name in own}
     problems = []
@@ -149,37 +152,13 @@ def _load_parameters(model, parameters, path):
     model.load_state_dict({name: parameters[names[name]] for name in own})
 
 
-def load_detector(path):
-    """
-    Args:
-        path (str): a checkpoint that :func:`save_checkpoint`, `python -m oln_d2 train` or
-            `python -m oln_d2 convert` wrote.
-
-    Returns:
-        nn.Module: the detector it holds, in inference mode.
-
-    Raises:
-        InputError: see :func:`load_checkpoint`; or the file does not tell how to build its model.
-    """
-    content = _read_own(path)
-    if "config" not in content:
-        raise InputError(
-            f"{path}: does not tell how its model is built; if Detectron2 trained it, "
-            "`propose` wants its --config-file; or build the model yourself, e.g. "
-            "oln_box_resnet50_fpn(checkpoint=...)"
-        )
-    model = build_detector(**content["config"])
-    _load_parameters(model, content["model"], path)
-    return model.eval()
-
-
-def save_checkpoint(model, path, **more):
+def save_checkpoint(model: nn.Module, path: StrPath, **more: Any) -> None:
     """
     Write a checkpoint for both runtimes; all of it or nothing.
 
     Args:
-        model (nn.Module): of :func:`build_detector`.
-        path (str): Detectron2 takes it as MODEL.WEIGHTS.
+        model: of :func:`build_detector`.
+        path: Detectron2 takes it as MODEL.WEIGHTS.
         more: plain values and tensors to write beside the parameters.
 
     Raises:

@@ -5,21 +5,23 @@ import zlib
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.functional import hflip, to_tensor
 
+from oln_d2.checks import InputError
 from oln_d2.data.coco import load_images
 from oln_d2.data.images import open_image
-from oln_d2.errors import InputError
+from oln_d2.files import StrPath
 
 
-def read_image(path):
+def read_image(path: StrPath) -> Tensor:
     """
     Args:
-        path (str): see :func:`oln_d2.data.images.open_image`; errors as well.
+        path: see :func:`oln_d2.data.images.open_image`; errors as well.
 
     Returns:
-        Tensor: (3, H, W), float, RGB, in [0, 1], upright.
+        (3, H, W), float, RGB, in [0, 1], upright.
     """
     return to_tensor(open_image(path))
 
@@ -91,21 +93,33 @@ class CocoImages(Dataset):
         return ret
 
 
+class _WithErrors(Dataset):
+    """Has an InputError as the item where the data set raises it."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, index):
+        try:
+            return self.dataset[index]
+        except InputError as error:
+            return error
+
+
 def load(dataset, workers, **kwargs):
     """
-    Yields what a `DataLoader` does; see there for the arguments. A worker's InputError is raised as
-    it was in the worker, without the traceback that torch puts into its message.
+    Yields the items of each batch of a `DataLoader`; see there for the arguments. Raises the data
+    set's InputError as it is: torch would put a worker's traceback into its message.
     """
-    try:
-        yield from DataLoader(dataset, num_workers=workers, **kwargs)
-    except InputError as error:
-        raise InputError(str(error).rpartition("InputError: ")[2].rstrip()) from None
+    for batch in DataLoader(_WithErrors(dataset), num_workers=workers, collate_fn=list, **kwargs):
+        for item in batch:
+            if isinstance(item, InputError):
+                raise item
+        yield batch
 
 
 def mix_seed(*numbers):
-    """
-    One seed of several numbers, each 0 or more; torch looks at the lower 32 bits of a seed only.
-    """
+    """One seed of several numbers, each 0 or more; torch uses the lower 32 bits of a seed only."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -116,10 +130,10 @@ class TrainingBatches(Sampler):
     resumed run sees what an uninterrupted one would.
 
     Args:
-        num_images (int)
+        num_images (int): of the data set.
         batch_size (int): of all processes together.
         iterations (range): which iterations to go through.
-        seed (int)
+        seed (int): 0 or more.
         rank, world_size (int): this process, and how many there are.
     """
 

@@ -11,44 +11,41 @@ import os
 import warnings
 from inspect import signature
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.onnx import symbolic_opset11
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from oln_d2.errors import InputError, require_extra
-from oln_d2.files import check_output, write_whole
-from oln_d2.standalone.checkpoint import load_detector
-from oln_d2.standalone.detector import OLNBox, Transform
+from oln_d2.checks import InputError, needs
+from oln_d2.files import StrPath, check_output, write_whole
+from oln_d2.propose.onnx import OUTPUTS, SETTINGS, OnnxProposer
+from oln_d2.standalone.build import load_detector
+from oln_d2.standalone.models import OLNBox, Transform
 
 OPSET = 17  # the first with all that the model needs is 16, for RoIAlign aligned to pixel centres
-OUTPUTS = ("boxes", "scores", "objectness", "box_scores")
-SETTINGS = "oln_d2"  # name of the file's metadata that tells how images are resized
 
 
 class ExportedGraph(nn.Module):
     """
-    What is exported of an OLN-Box: all of it but the resizing of images, which Pillow does.
+    The exported part of an OLN-Box: all but the resizing of images, which Pillow does.
 
     Args:
-        model (OLNBox): in inference mode.
+        model: in inference mode.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: OLNBox):
         super().__init__()
         self.model = model
 
-    def forward(self, image):
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """
         Args:
-            image (Tensor): shape (3, H, W), float32, RGB, in [0, 255], resized as the model wants
-                it.
+            image: shape (3, H, W), float32, RGB, in [0, 255], resized as the model wants it.
 
         Returns:
-            tuple[Tensor]: `OUTPUTS`, see :class:`OLNBox`; the boxes in pixels of this image.
+            `OUTPUTS`, see :class:`OLNBox`; the boxes in pixels of this image.
         """
         height, width = image.shape[-2:]
         model = self.model
@@ -62,16 +59,16 @@ class ExportedGraph(nn.Module):
         return tuple(found[name] for name in OUTPUTS)
 
 
-def export(checkpoint, output):
+def export(checkpoint: StrPath, output: StrPath) -> None:
     """
     Write a trained OLN-Box as one file that needs no part of this package.
 
     Args:
-        checkpoint (str): what :func:`oln_d2.standalone.load_detector` reads.
-        output (str): name.onnx, of opset `OPSET`; or name.pt, TorchScript, to run on a CPU with
-            torch and torchvision. Both compute :class:`ExportedGraph`, for images of any size, and
-            tell `min_size`, `max_size` and `max_detections` as JSON: the first under `oln_d2` in
-            its metadata, the second in the extra file `oln_d2`.
+        checkpoint: what :func:`oln_d2.standalone.load_detector` reads.
+        output: name.onnx, of opset `OPSET`; or name.pt, TorchScript, to run on a CPU with torch and
+            torchvision. Both compute :class:`ExportedGraph`, for images of any size, and hold
+            `min_size`, `max_size` and `max_detections` as JSON: the first under `oln_d2` in its
+            metadata, the second in the extra file `oln_d2`.
 
     Raises:
         InputError: paths that cannot be used, or the checkpoint of another model.
@@ -82,7 +79,8 @@ def export(checkpoint, output):
         raise InputError(f"{output}: its ending has to be .onnx (ONNX) or .pt (TorchScript)")
     check_output(output, [checkpoint])
     if ending == ".onnx":
-        onnx = require_extra("onnx", "export", "export")
+        with needs("export", "export"):
+            import onnx
     model = load_detector(checkpoint)
     if not isinstance(model, OLNBox) or model.roi_heads.has_mask():
         raise InputError(
@@ -130,60 +128,26 @@ def _stable_sort(g, x, *arguments):
 
 class OnnxDetector:
     """
-    An OLN-Box that :func:`export` wrote as ONNX, called as :class:`OLNBox` in inference.
+    An OLN-Box that :func:`export` wrote as ONNX, called as :class:`OLNBox` in inference. Without
+    PyTorch: :func:`oln_d2.load`.
 
     Args:
-        path (str): the .onnx file.
-        device (str): "cpu", or "cuda", for which onnxruntime-gpu has to be installed.
-
-    Raises:
-        InputError: not such a file, or the device is not there.
-        ImportError: onnxruntime is missing.
+        path, device: see :class:`OnnxProposer`; errors as well.
     """
 
-    def __init__(self, path, device="cpu"):
-        onnxruntime = require_extra("onnxruntime", "an .onnx file", "export")
-        if not os.path.isfile(path):
-            raise InputError(f"{path}: no such file; give one that `python -m oln_d2 export` wrote")
-        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device)
-        if provider not in onnxruntime.get_available_providers():
-            raise InputError(
-                f"onnxruntime cannot run on the device {device!r} here; use cpu, or install "
-                "onnxruntime-gpu for cuda"
-            )
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors only
-        options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            self.session = onnxruntime.InferenceSession(path, options, providers=[provider])
-        except Exception as error:  # its errors have no other common base
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"{path}: is no ONNX file that onnxruntime can run ({reason}); export it again"
-            ) from None
-        settings = self.session.get_modelmeta().custom_metadata_map.get(SETTINGS)
-        if settings is None:
-            raise InputError(
-                f"{path}: does not tell how it wants its images; give a file that "
-                "`python -m oln_d2 export` wrote"
-            )
-        settings = json.loads(settings)
-        self.max_detections = settings["max_detections"]
-        self.transform = Transform(settings["min_size"], settings["max_size"]).eval()
+    def __init__(self, path: StrPath, device: str = "cpu"):
+        self.proposer = OnnxProposer(path, device)
+        self.transform = Transform(self.proposer.min_size, self.proposer.max_size).eval()
 
-    def __call__(self, images):
+    def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """
         Args:
-            images (list[Tensor]): each (3, H, W), float, RGB, in [0, 1]; run one by one.
+            images: each (3, H, W), float, RGB, in [0, 1]; run one by one.
 
         Returns:
-            list[dict[str, Tensor]]: for each image what :class:`OLNBox` says, on the CPU.
+            for each image what :class:`OLNBox` says, on the CPU.
         """
-        detections = []
-        for image in images:
-            pixels = self.transform.resized_pixels(image).float().cpu()
-            arrays = self.session.run(OUTPUTS, {"image": np.ascontiguousarray(pixels.numpy())})
-            found = {name: torch.from_numpy(array) for name, array in zip(OUTPUTS, arrays)}
-            shapes = [pixels.shape[-2:]], [image.shape[-2:]]
-            detections += self.transform.postprocess([found], *shapes)
-        return detections
+        resized = [self.transform.resized_pixels(image).byte().cpu() for image in images]
+        pixels = [image.permute(1, 2, 0).numpy() for image in resized]
+        found = self.proposer.detect(pixels, [tuple(image.shape[-2:]) for image in images])
+        return [{name: torch.from_numpy(value) for name, value in f.items()} for f in found]

@@ -6,20 +6,32 @@ import math
 import os
 import tempfile
 from collections import deque
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torchvision.models import WeightsEnum
 from tqdm import tqdm
 
+from oln_d2.checks import NOT_NEGATIVE, POSITIVE, POSITIVE_INT, InputError, Limit, check_limits
 from oln_d2.data.splits import seen_names
-from oln_d2.errors import InputError, check_limits
-from oln_d2.evaluation import GroundTruth, OpenWorldRecall, write_results
-from oln_d2.evaluation.coco_results import QUALITY_FIELDS
-from oln_d2.standalone.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from oln_d2.evaluation.coco_results import write_results
+from oln_d2.evaluation.ground_truth import GroundTruth
+from oln_d2.evaluation.open_world import OpenWorldRecall
+from oln_d2.evaluation.result import OpenWorldResult
+from oln_d2.files import StrPath
+from oln_d2.scores import SCORES
+from oln_d2.standalone.build import DEFAULTS, build_detector
+from oln_d2.standalone.checkpoint import (
+    load_checkpoint,
+    load_parameters,
+    read_own_checkpoint,
+    save_checkpoint,
+)
 from oln_d2.standalone.data import CocoImages, TrainingBatches, load, mix_seed
-from oln_d2.standalone.detector import DIVERGED, build_detector
+from oln_d2.standalone.models import DIVERGED
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
@@ -30,27 +42,27 @@ SHOWN = 20  # losses on the progress bar are averages over so many iterations
 
 
 def train(
-    train_json,
-    images,
-    split,
-    output,
+    train_json: StrPath,
+    images: StrPath,
+    split: str | list[str],
+    output: StrPath,
     *,
-    val_json=None,
-    val_images=None,
-    config=None,
-    weights=None,
-    weights_backbone=None,
-    epochs=8.0,
-    batch_size=16,
-    lr=None,
-    warmup=500,
-    amp=False,
-    device=None,
-    workers=2,
-    checkpoint_every=500,
-    seed=0,
-    resume=False,
-):
+    val_json: StrPath | None = None,
+    val_images: StrPath | None = None,
+    config: dict[str, Any] | None = None,
+    weights: StrPath | None = None,
+    weights_backbone: WeightsEnum | str | None = None,
+    epochs: float = 8.0,
+    batch_size: int = 16,
+    lr: float | None = None,
+    warmup: int = 500,
+    amp: bool = False,
+    device: str | None = None,
+    workers: int = 2,
+    checkpoint_every: int = 500,
+    seed: int = 0,
+    resume: bool = False,
+) -> OpenWorldResult | None:
     """
     Train a detector and evaluate it. Under `torchrun` all its processes train together.
 
@@ -59,28 +71,27 @@ def train(
     `coco_instances_results.json` and `open_world_results.json`.
 
     Args:
-        train_json, images (str): annotations in COCO format, and the folder of their images.
-        split (str or list[str]): the seen categories, see :func:`oln_d2.data.splits.seen_names`.
-        output (str): a folder.
-        val_json, val_images (str, optional): data to evaluate on, with all categories.
-        config (dict, optional): arguments of :func:`build_detector`, plain values.
-        weights (str, optional): a checkpoint to start from.
-        weights_backbone (torchvision.models.WeightsEnum, optional): weights of the ResNet to start
-            from.
-        epochs (float): how often each image is seen.
-        batch_size (int): images of an iteration, of all processes together.
-        lr (float, optional): default 0.02 for 16 images, in proportion to the batch size.
-        warmup (int): iterations in which the rate rises linearly.
-        amp (bool): half precision, on a GPU.
-        device (str, optional): default "cuda" if there is one, else "cpu".
-        workers (int): processes that load images, for each training process.
-        checkpoint_every (int): iterations.
-        seed (int): of weights, order, flips, scales and samples. On a CPU the same seed gives the
-            same model, resumed or not.
-        resume (bool): go on from `checkpoint.pth` if there is one; other weights are then not read.
+        train_json, images: annotations in COCO format, and the folder of their images.
+        split: the seen categories, see :func:`oln_d2.data.splits.seen_names`.
+        output: a folder.
+        val_json, val_images: data to evaluate on, with all categories.
+        config: arguments of :func:`build_detector`, plain values.
+        weights: a checkpoint to start from.
+        weights_backbone: weights of the ResNet to start from.
+        epochs: how often each image is seen.
+        batch_size: images of an iteration, of all processes together.
+        lr: default 0.02 for 16 images, in proportion to the batch size.
+        warmup: iterations in which the rate rises linearly.
+        amp: half precision, on a GPU.
+        device: default "cuda" if there is one, else "cpu".
+        workers: processes that load images, for each training process.
+        checkpoint_every: iterations.
+        seed: of weights, order, flips, scales and samples. On a CPU the same seed gives the same
+            model, resumed or not.
+        resume: go on from `checkpoint.pth` if there is one; other weights are then not read.
 
     Returns:
-        OpenWorldResult: of the evaluation; None without, and on all processes but the first.
+        of the evaluation; None without, and on all processes but the first.
 
     Raises:
         InputError: arguments or files that cannot be used, before training starts; an image that
@@ -90,19 +101,19 @@ def train(
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     lr = 0.02 * batch_size / 16 if lr is None else lr
     architecture = (config or {}).get("architecture", "oln_box")
-    check_limits((
-        ("epochs", epochs, 0 < epochs < math.inf, "a number above 0"),
-        ("batch_size", batch_size, batch_size > 0, "1 or more"),
-        ("batch_size", batch_size, batch_size % world_size == 0,
-         f"a multiple of {world_size}, the number of processes"),
-        ("lr", lr, 0 <= lr < math.inf, "a number of 0 or more"),
-        ("warmup", warmup, warmup >= 0, "0 or more"),
-        ("workers", workers, workers >= 0, "0 or more"),
-        ("checkpoint_every", checkpoint_every, checkpoint_every > 0, "1 or more"),
-        ("seed", seed, 0 <= seed < 2**64, "0 or more, below 2**64"),
-        ("architecture", architecture, architecture != "oln_mask",
-         "another one here; OLN-Mask is trained with train_net.py"),
-    ))  # fmt: skip
+    multiple = f"a multiple of {world_size}, the number of processes"
+    elsewhere = "another one here; OLN-Mask is trained with train_net.py"
+    check_limits(
+        epochs=(epochs, POSITIVE),
+        batch_size=(batch_size, POSITIVE_INT),
+        lr=(lr, NOT_NEGATIVE),
+        warmup=(warmup, NOT_NEGATIVE),
+        workers=(workers, NOT_NEGATIVE),
+        checkpoint_every=(checkpoint_every, POSITIVE_INT),
+        seed=(seed, Limit(lambda seed: 0 <= seed < 2**64, "0 or more, below 2**64")),
+        architecture=(architecture, Limit(lambda name: name != "oln_mask", elsewhere)),
+    )
+    check_limits(batch_size=(batch_size, Limit(lambda size: size % world_size == 0, multiple)))
     device = _usable_device(device, world_size)
     if amp and device.type != "cuda":
         raise InputError(f"amp needs a GPU, but the device is {device}; leave it out")
@@ -118,9 +129,10 @@ def train(
     if resumed:
         weights = weights_backbone = None
     dataset = CocoImages(train_json, images, split, training=True)
-    # Read now, so that mistakes in it show before the training.
-    val_dataset = CocoImages(val_json, val_images, split, training=False) if val_json else None
+    # Read now, so that mistakes in it show before the training; once, since the content is shared
+    # with the data set while `ground_truth` is held.
     ground_truth = GroundTruth.load(val_json, split) if val_json else None
+    val_dataset = CocoImages(val_json, val_images, split, training=False) if val_json else None
     iterations = max(round(epochs * len(dataset) / batch_size), 1)
 
     torch.manual_seed(seed)
@@ -131,11 +143,9 @@ def train(
     optimizer = torch.optim.SGD(_parameter_groups(model), lr=lr, momentum=MOMENTUM)
     scaler = torch.amp.GradScaler(device.type, enabled=amp)
     # What a resumed run has to share with the run that it continues, to become the same.
-    settings = {
-        "seen": sorted(seen_names(split)), "digest of the training data": dataset.digest(),
-        **model.config, "epochs": epochs, "batch_size": batch_size, "lr": lr, "warmup": warmup,
-        "amp": amp, "seed": seed, "number of processes": world_size,
-    }  # fmt: skip
+    data = {"seen": sorted(seen_names(split)), "digest of the training data": dataset.digest()}
+    settings = {**data, **model.config, "number of processes": world_size}
+    settings.update(epochs=epochs, batch_size=batch_size, lr=lr, warmup=warmup, amp=amp, seed=seed)
     start = _restore(path, settings, model, optimizer, scaler) if resumed else 0
     if rank == 0:
         _make_writable(output)
@@ -164,7 +174,6 @@ def train(
             dataset,
             workers,
             batch_sampler=sampler,
-            collate_fn=_collate,
             pin_memory=device.type == "cuda",
         )
         wrapped = model if world_size == 1 else nn.parallel.DistributedDataParallel(model)
@@ -172,17 +181,17 @@ def train(
         bar = tqdm(
             loader, initial=start, total=iterations, disable=rank > 0, mininterval=1, unit="it"
         )
-        for iteration, (batch, targets) in enumerate(bar, start):
+        for iteration, items in enumerate(bar, start):
             # Samples and scales follow from the iteration, not from what was drawn before a resume.
             torch.manual_seed(mix_seed(seed, 1 + rank, iteration))
             for group in optimizer.param_groups:
                 group["lr"] = lr * _lr_factor(iteration, iterations, warmup)
-            batch = [image.to(device, non_blocking=True) for image in batch]
-            targets = [{key: value.to(device) for key, value in t.items()} for t in targets]
+            batch = [image.to(device, non_blocking=True) for image, _ in items]
+            targets = [{key: value.to(device) for key, value in t.items()} for _, t in items]
             with torch.autocast(device.type, torch.float16, enabled=amp):
                 losses = wrapped(batch, targets)
             loss = sum(losses.values())
-            # At once, since a GPU is waited for.
+            # One transfer: each `.item()` synchronises.
             values = torch.stack([value.detach() for value in losses.values()]).tolist()
             if not math.isfinite(sum(values)):
                 raise FloatingPointError(
@@ -212,53 +221,18 @@ def train(
         ) from None
     result = None
     if val_dataset is not None:
-        result = evaluate(model, val_dataset, ground_truth, output, workers)
+        result = evaluate_detector(model, val_dataset, ground_truth, output, workers)
     if world_size > 1:  # not after an error of one process: it might wait for the others for ever
         dist.destroy_process_group()
     return result
 
 
-def train_command(args):
-    """`python -m oln_d2 train`, see there."""
-    config = {"depth": args.depth, "min_size": tuple(args.min_size), "max_size": args.max_size}
-    weights_backbone = None
-    if args.scratch:
-        config.update(norm="GN", trainable_backbone_layers=5, ltrb_init=0.5)
-    elif args.weights is None:
-        weights_backbone = "IMAGENET1K_V1"
-    result = train(
-        args.train_json,
-        args.images,
-        args.split or args.seen,
-        args.output,
-        val_json=args.val_json,
-        val_images=args.val_images,
-        config=config,
-        weights=args.weights,
-        weights_backbone=weights_backbone,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        warmup=args.warmup,
-        amp=args.amp,
-        device=args.device,
-        workers=args.workers,
-        checkpoint_every=args.checkpoint_every,
-        seed=args.seed,
-        resume=args.resume,
-    )
-    if result is not None:
-        print(result)
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"The model is {os.path.join(args.output, 'model_final.pth')}.")
-
-
-def evaluate(model, dataset, ground_truth, output=None, workers=0):
+def evaluate_detector(model, dataset, ground_truth, output=None, workers=0):
     """
     Args:
         model (nn.Module): the detector.
         dataset (CocoImages): all images of `ground_truth`; several processes share them.
-        ground_truth (GroundTruth)
+        ground_truth (GroundTruth): annotations of all categories.
         output (str, optional): folder for the detections and the metrics.
         workers (int): processes that load images.
 
@@ -268,11 +242,11 @@ def evaluate(model, dataset, ground_truth, output=None, workers=0):
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     own = range(rank, len(dataset), world_size)
     detections = {}
-    for index, output_i in zip(
+    for index, found in zip(
         tqdm(own, desc="evaluation", disable=rank > 0, mininterval=1),
-        detect(model, dataset, own, workers),
+        _detections(model, dataset, own, workers),
     ):
-        detections[dataset.image_ids[index]] = output_i
+        detections[dataset.image_ids[index]] = found
     if world_size > 1:
         gathered = [None] * world_size if rank == 0 else None
         dist.gather_object(detections, gathered)
@@ -293,23 +267,19 @@ def evaluate(model, dataset, ground_truth, output=None, workers=0):
 
 
 @torch.no_grad()
-def detect(model, dataset, indices, workers=0):
-    """
-    Yields:
-        of each image what :func:`write_results` takes: boxes (D, 4), XYWH in pixels, and scores
-            (D,), descending, float64; no masks; and the qualities that make up the scores.
-    """
+def _detections(model, dataset, indices, workers):
+    """Yields of each image what :func:`write_results` takes after its id, without masks."""
     model.eval()
     device = next(model.parameters()).device
     sampler = [(i, False) for i in indices]
-    for image, _ in load(dataset, workers, sampler=sampler, batch_size=None):
+    for [(image, _)] in load(dataset, workers, sampler=sampler):
         (found,) = model([image.to(device)])
         boxes = found["boxes"].double().cpu().numpy()
         yield (
             np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]),
             found["scores"].double().cpu().numpy(),
             None,
-            {n: found[key].cpu().numpy() for key, n in QUALITY_FIELDS.items() if key in found},
+            {s.field: found[s.attribute].cpu().numpy() for s in SCORES if s.attribute in found},
         )
 
 
@@ -330,7 +300,7 @@ def _usable_device(device, world_size):
 
 
 def _make_writable(folder):
-    """Now, and not when the first checkpoint cannot be saved."""
+    """Create the folder and check that it is writable."""
     try:
         os.makedirs(folder, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -338,10 +308,6 @@ def _make_writable(folder):
         raise InputError(
             f"{folder}: cannot be written to ({error.strerror}); choose another output folder"
         ) from None
-
-
-def _collate(batch):
-    return tuple(zip(*batch))
 
 
 def _parameter_groups(model):
@@ -368,19 +334,21 @@ def _lr_factor(iteration, iterations, warmup):
 
 def _restore(path, settings, model, optimizer, scaler):
     """Continue from a checkpoint; returns the next iteration."""
-    content = read_checkpoint(path)
+    content = read_own_checkpoint(path)
     if "settings" not in content:
         raise InputError(
             f"{path}: is no checkpoint to resume from; give it as weights to start from"
         )
-    for name in {**settings, **content["settings"]}:
-        old, new = content["settings"].get(name), settings.get(name)
+    saved = content["settings"]
+    defaults = DEFAULTS.get(saved.get("architecture"), {})  # older files hold what was given only
+    for name in {**settings, **saved}:
+        old, new = saved.get(name, defaults.get(name)), settings.get(name)
         if old != new:
             raise InputError(
                 f"{path}: was trained with {name} {old}, not {new}; resume with the same settings, "
                 "or choose another output folder"
             )
-    load_checkpoint(model, path)
+    load_parameters(model, content["model"], path)
     optimizer.load_state_dict(content["optimizer"])
     scaler.load_state_dict(content["scaler"])
     return content["iteration"]

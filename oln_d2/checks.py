@@ -1,0 +1,97 @@
+"""User-facing errors: bad input, limits of arguments, and layers that are not installed."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+
+class InputError(ValueError):
+    """
+    A file, setting or argument that cannot be used. Its message is one sentence that names the
+    file, the field or entry and the remedy, fit to be shown without a traceback.
+    """
+
+
+class Limit(NamedTuple):
+    """The values that an argument may have."""
+
+    fits: Callable[[Any], bool]
+    allowed: str  # the same in words
+
+
+POSITIVE_INT = Limit(lambda value: value >= 1, "1 or more")
+NOT_NEGATIVE = Limit(lambda value: 0 <= value < math.inf, "0 or more")
+POSITIVE = Limit(lambda value: 0 < value < math.inf, "a number above 0")
+FRACTION = Limit(lambda value: 0 <= value <= 1, "a number from 0 to 1")
+SEED = Limit(lambda value: 0 <= value < 2**32, "0 or more, below 2**32")
+
+
+def one_of(*values: object) -> Limit:
+    """The limit of an argument that has to be one of `values`."""
+    return Limit(lambda value: value in values, f"one of {', '.join(map(str, values))}")
+
+
+def check_limits(**arguments: tuple[Any, Limit]) -> None:
+    """
+    Args:
+        arguments: value and limit of each argument, by name. None, an argument not given, fits.
+
+    Raises:
+        InputError: names the first that does not fit.
+    """
+    for name, (value, limit) in arguments.items():
+        if value is not None and not limit.fits(value):
+            raise InputError(f"{name} is {value}; it has to be {limit.allowed}")
+
+
+_INSTALL = {
+    "detectron2": "Detectron2 is not on PyPI, install it with: python -m pip install "
+    "'git+https://github.com/facebookresearch/detectron2.git'",
+    **{
+        extra: f"install the extra `{extra}`: python -m pip install -c constraints.txt -e "
+        f"'.[{extra}]'"
+        for extra in ("torch", "video", "export", "supervision")
+    },
+}
+
+
+@contextlib.contextmanager
+def needs(what: str, layer: str) -> Iterator[None]:
+    """
+    Imports of what may not be installed belong in its body.
+
+        with needs("a video", "video"):
+            import av
+
+    Args:
+        what: the part of this package that is about to be used.
+        layer: "detectron2", or an extra of this package.
+
+    Raises:
+        ImportError: something could not be imported; the message says how to install it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] in ("oln_d2", ""):
+            raise  # a mistake in this package, or an error that has its sentence already
+        # PyTorch is what Detectron2 itself needs first.
+        layer = "torch" if error.name in ("torch", "torchvision") else layer
+        raise ImportError(
+            f"{what} needs {error.name}, which cannot be imported ({error}); {_INSTALL[layer]}"
+        ) from None
+
+
+def require_detectron2(what: str) -> None:
+    """
+    Args:
+        what: the part of this package that is about to be used.
+
+    Raises:
+        ImportError: Detectron2 cannot be imported; the message says how to install it.
+    """
+    with needs(what, "detectron2"):
+        import detectron2.config  # needs what Detectron2 itself depends on
+
+        del detectron2

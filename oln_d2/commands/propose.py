@@ -1,0 +1,122 @@
+"""
+Proposes objects on images. Boxes are those of the image as it is looked at (EXIF turns it). What
+cannot be read is listed at the end and in OUTPUT/unreadable.txt. The same command again skips what
+is done and goes on.
+"""
+
+import argparse
+
+HELP = "proposals on images, folders or videos, with any trained model"
+EXAMPLES = """\
+examples:
+  oln-d2 propose photos/ 'more/*.jpg' street.mp4 --weights oln_box_d2.pth --output out/
+  oln-d2 propose photos/ --config-file oln_mask_R_50_FPN.yaml --weights model_final.pth \\
+      --top-k 50 --draw --contact-sheet --output out/
+  oln-d2 propose val2017/ --gt instances_val2017.json --top-k 1500 \\
+      --weights oln_box_d2.pth --output out/
+  oln-d2 evaluate instances_val2017.json out/results.json --split voc
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "inputs", metavar="INPUT", nargs="+", help="images, folders, globs or videos"
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="a checkpoint of `train`, `quickstart` or `convert`, an exported .onnx; or, with "
+        "--config-file, one of Detectron2 (without: the recipe's trained ones, if there are any)",
+    )
+    parser.add_argument(
+        "--config-file",
+        metavar="YAML",
+        help="Detectron2's: a file, or a recipe of MODEL_ZOO.md; it then runs the model",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="where everything goes")
+    parser.add_argument(
+        "--format",
+        choices=["coco", "csv", "yolo"],
+        default="coco",
+        help="coco: results.json and images.json (default); csv: proposals.csv; yolo: "
+        "labels/*.txt, with the score as sixth number",
+    )
+    parser.add_argument(
+        "--gt", metavar="JSON", help="take the image ids of this COCO file, by file_name"
+    )
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=100,
+        metavar="K",
+        help="the K best of an image (default %(default)s)",
+    )
+    parser.add_argument(
+        "--score", type=float, default=0.0, metavar="T", help="only scores above T, 0 to 1"
+    )
+    parser.add_argument(
+        "--nms",
+        type=float,
+        metavar="IOU",
+        help="leave out boxes that overlap a better one by more (the model's own: 0.7)",
+    )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=4,
+        metavar="N",
+        help="images at once, of one size; the boxes do not depend on it (default %(default)s)",
+    )
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="of a video, one of N frames"
+    )
+    parser.add_argument(
+        "--draw", action="store_true", help="also pictures of the best, OUTPUT/pictures"
+    )
+    parser.add_argument(
+        "--draw-top",
+        type=int,
+        default=20,
+        metavar="K",
+        help="on pictures, the K best (default %(default)s)",
+    )
+    parser.add_argument(
+        "--contact-sheet",
+        action="store_true",
+        help="pictures, and sheets of 60 of them each, OUTPUT/contact_sheet_001.jpg, ...",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from oln_d2.loading import load
+    from oln_d2.propose import propose_files
+    from oln_d2.propose.run import some
+
+    proposer = load(args.weights, args.config_file, args.device)
+    done = propose_files(
+        proposer,
+        args.inputs,
+        args.output,
+        format=args.format,
+        gt=args.gt,
+        top_k=args.top_k,
+        score=args.score,
+        nms=args.nms,
+        batch_size=args.batch_size,
+        every=args.every,
+        draw=args.draw,
+        draw_top=args.draw_top,
+        contact_sheet=args.contact_sheet,
+    )
+    print(
+        f"Proposals for {len(done.names)} images, {done.new} of them new, are in {args.output}; "
+        f"images are named relative to {done.root}"
+    )
+    if args.top_k > proposer.max_detections:
+        print(f"The model gives at most {proposer.max_detections} boxes an image, not {args.top_k}")
+    if done.unknown:
+        print(f"{len(done.unknown)} are not in {args.gt} and were left out: {some(done.unknown)}")
+    if done.failures:
+        print(f"{len(done.failures)} could not be read:", *done.failures, sep="\n  ")
+    return 0 if done.names else 1

@@ -1,0 +1,211 @@
+"""Open-world data sets in COCO format, registered with Detectron2. See docs/datasets.md."""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from oln_d2.checks import InputError
+from oln_d2.data.coco import load_images, read_mask
+from oln_d2.data.splits import seen_names
+from oln_d2.files import StrPath
+
+logger = logging.getLogger(__name__)
+
+
+def load_open_world_coco(
+    json_file: StrPath, image_root: StrPath, seen: StrPath | Sequence[str], training: bool
+) -> list[dict[str, Any]]:
+    """
+    Arguments and errors as of :func:`oln_d2.data.coco.load_images`, errors also as of
+    :func:`oln_d2.data.coco.read_mask`.
+
+    Returns:
+        Detectron2's standard dataset dicts. Every `category_id` is 0, "object". An annotation has a
+        `segmentation` if the file has one for it: polygons or compressed RLE; without any polygon
+        of 3 points or more it is an empty list.
+    """
+    records = []
+    for image in load_images(json_file, image_root, seen, training):
+        record = {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            "annotations": [],
+        }
+        for annotation in image["annotations"]:
+            record["annotations"].append(
+                {
+                    "bbox": annotation["bbox"],
+                    "bbox_mode": BoxMode.XYWH_ABS,
+                    "category_id": 0,
+                    "iscrowd": annotation.get("iscrowd", 0),
+                }
+            )
+            mask = read_mask(annotation, image, json_file)
+            if mask is not None:
+                record["annotations"][-1]["segmentation"] = mask
+        records.append(record)
+    return records
+
+
+def select_masks(records: list[dict[str, Any]], mask_format: str) -> list[dict[str, Any]]:
+    """
+    Keep the annotations usable for masks (`MODEL.MASK_ON`): those that are no crowds and have a
+    polygon of 3 points or more, or RLE. How many others there were is logged.
+
+    Args:
+        records: Detectron2's standard dataset dicts. Changed in place.
+        mask_format: `INPUT.MASK_FORMAT`, "polygon" or "bitmask".
+
+    Returns:
+        the records that still have an annotation.
+
+    Raises:
+        InputError: an annotation without `segmentation`, RLE where polygons are asked for, or no
+            mask at all.
+    """
+    left_out = 0
+    for record in records:
+        objects = [a for a in record["annotations"] if not a.get("iscrowd")]
+        for annotation in objects:
+            if "segmentation" not in annotation:
+                raise InputError(
+                    f"{record['file_name']}: MODEL.MASK_ON is True, but an annotation of it has "
+                    "no 'segmentation'; train on data with masks, or set MODEL.MASK_ON False"
+                )
+            if isinstance(annotation["segmentation"], dict) and mask_format == "polygon":
+                raise InputError(
+                    f"{record['file_name']}: a mask of this image is RLE, and INPUT.MASK_FORMAT is "
+                    "polygon; set INPUT.MASK_FORMAT bitmask, which takes polygons too"
+                )
+        record["annotations"] = [a for a in objects if a["segmentation"]]
+        left_out += len(objects) - len(record["annotations"])
+    if left_out:
+        logger.warning(f"{left_out} annotations without a polygon of 3 points or more are ignored")
+    kept = [record for record in records if record["annotations"]]
+    if records and not kept:
+        raise InputError(
+            f"{records[0]['file_name']} and the other images: MODEL.MASK_ON is True, but no "
+            "'segmentation' holds a mask; train on data with masks, or set MODEL.MASK_ON False"
+        )
+    return kept
+
+
+def register_open_world_coco(
+    name: str,
+    json_file: StrPath,
+    image_root: StrPath,
+    seen: StrPath | Sequence[str],
+    training: bool = False,
+) -> None:
+    """
+    Register a data set with Detectron2. The files are read when it is first used. To register the
+    same data set again is harmless.
+
+    Args:
+        name: the name for `DATASETS.TRAIN` or `DATASETS.TEST`.
+        json_file, image_root, seen, training: see :func:`oln_d2.data.coco.load_images`.
+
+    Raises:
+        InputError: `name` is taken by another data set, or `seen` names no category.
+    """
+    metadata = _metadata(json_file, image_root, seen_names(seen), training)
+    if name not in DatasetCatalog.list():
+        _register(name, metadata)
+        return
+    known = MetadataCatalog.get(name).as_dict()
+    if any(known.get(key) != value for key, value in metadata.items()):
+        raise InputError(f"{name}: another data set is registered under this name; choose another")
+
+
+def _metadata(json_file, image_root, seen, training):
+    return {
+        "json_file": str(json_file),
+        "image_root": str(image_root),
+        "seen_names": seen,
+        "training": training,
+        "evaluator_type": "open_world_coco",
+        "thing_classes": ["object"],
+    }
+
+
+def _register(name, metadata):
+    arguments = [metadata[key] for key in ("json_file", "image_root", "seen_names", "training")]
+    DatasetCatalog.register(name, lambda: load_open_world_coco(*arguments))
+    MetadataCatalog.get(name).set(**metadata)
+
+
+# Name: (annotations, images, seen), in the folder DETECTRON2_DATASETS; those whose name ends in
+# "_train" are for training.
+_DATASETS: dict[str, tuple[str, str, str | list[str]]] = {
+    **{
+        f"coco_2017_{split}_{part}": (
+            f"coco/annotations/instances_{part}2017.json",
+            f"coco/{part}2017",
+            split,
+        )
+        for split in ("voc", "person", "coco")
+        for part in ("train", "val")
+    },
+    **{
+        # Its val has images of train2017 as well as of val2017.
+        f"lvis_v1_{split}_{part}": (f"lvis/lvis_v1_{part}.json", "coco", f"lvis_v1_{split}")
+        for split in ("voc", "coco")
+        for part in ("train", "val")
+    },
+    **{
+        f"objects365_v2_{split}_val": (
+            "objects365/annotations/zhiyuan_objv2_val.json",
+            "objects365/val",
+            f"objects365_v2_{split}",
+        )
+        for split in ("voc", "coco")
+    },
+    **{
+        f"ade20k_{split}_val": (
+            "ADEChallengeData2016/ade20k_instance_val.json",
+            "ADEChallengeData2016/images/validation",
+            f"ade20k_{split}",
+        )
+        for split in ("voc", "coco")
+    },
+    # Its objects have no categories.
+    "uvo_frame_val": ("uvo/FrameSet/UVO_frame_val.json", "uvo/uvo_videos_sparse_frames", []),
+    **{
+        f"uvo_dense_{split}_val": (
+            "uvo/VideoDenseSet/UVO_dense_val_frames.json",
+            "uvo/uvo_videos_dense_frames",
+            split,
+        )
+        for split in ("voc", "coco")
+    },
+    # No official annotations in COCO's format, so no certain names.
+    "epic_kitchens_val": (
+        "epic_kitchens/annotations/val.json",
+        "epic_kitchens/images",
+        "epic_kitchens/seen.txt",
+    ),
+}
+
+
+def register_datasets() -> None:
+    """
+    Register the open-world data sets of docs/datasets.md with Detectron2, in the folder that the
+    environment variable DETECTRON2_DATASETS names now (default: `datasets`). Names that are
+    registered already stay as they are. The files are read when a data set is first used.
+    """
+    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+    registered = set(DatasetCatalog.list())
+    for name, (json_file, image_root, seen) in _DATASETS.items():
+        if name in registered:
+            continue
+        # The user's own file of names is read when the data set is used.
+        is_file = isinstance(seen, str) and seen.endswith(".txt")
+        names = os.path.join(root, str(seen)) if is_file else seen_names(seen)
+        paths = os.path.join(root, json_file), os.path.join(root, image_root)
+        _register(name, _metadata(*paths, names, training=name.endswith("_train")))

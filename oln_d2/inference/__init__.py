@@ -1,1 +1,0 @@
-"""Proposals on one's own images: the command `python -m oln_d2 propose`."""

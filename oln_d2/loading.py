@@ -1,0 +1,63 @@
+"""Which runtime runs a trained model: the file and the config file decide."""
+
+import os
+
+from oln_d2.checks import InputError, check_limits, needs, one_of
+from oln_d2.files import StrPath
+from oln_d2.model_zoo import get_checkpoint_url, load_config
+from oln_d2.propose.proposer import Proposer
+
+
+def load(
+    weights: StrPath | None = None, config_file: StrPath | None = None, device: str = "auto"
+) -> Proposer:
+    """
+    Make a proposer of a trained model.
+
+        proposer = oln_d2.load("model.pth")
+        for found in proposer(["street.jpg", "more/"]):
+            print(found.name, found.boxes, found.scores)
+
+    Args:
+        weights: an exported `.onnx`, which needs no PyTorch; a checkpoint of `oln-d2 train`,
+            `quickstart` or `convert`; or, with `config_file`, one of Detectron2. Without: the
+            trained weights of the recipe that `config_file` names.
+        config_file: Detectron2's; a file, or the name of a recipe of the model zoo.
+        device: "cpu", "cuda" or "auto": CUDA where there is any.
+
+    Raises:
+        InputError: files that cannot be read, do not fit each other, or no such device.
+        ImportError: PyTorch or Detectron2 is needed and missing; it says how to install it.
+    """
+    check_limits(device=(device, one_of("auto", "cpu", "cuda")))
+    if weights is None:
+        if config_file is None:
+            raise InputError(
+                "weights is missing; give a trained model (--weights), or with a config file "
+                "(--config-file) a recipe that has trained weights"
+            )
+        weights = get_checkpoint_url(os.fspath(config_file))
+    weights = os.path.expanduser(weights)
+    if "://" not in weights and not os.path.isfile(weights):
+        raise InputError(f"{weights}: no such file; give a trained model as weights")
+    if weights.endswith(".onnx"):
+        if config_file is not None:
+            raise InputError(f"{weights}: holds its own configuration; leave out the config file")
+        from oln_d2.propose.onnx import OnnxProposer
+
+        return OnnxProposer(weights, "cpu" if device == "auto" else device)
+    with needs(f"{weights}", "torch"):
+        import torch
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: PyTorch finds no CUDA device here; use cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if config_file is not None:
+        cfg = load_config(os.fspath(config_file), ["MODEL.DEVICE", device])
+        cfg.defrost()
+        from oln_d2.engine.proposer import Detectron2Proposer
+
+        return Detectron2Proposer(cfg, weights)
+    from oln_d2.standalone.proposer import StandaloneProposer
+
+    return StandaloneProposer(weights, device)

@@ -1,0 +1,77 @@
+"""OLN-Box that `oln-d2 export` wrote as ONNX, on onnxruntime; needs no PyTorch."""
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from oln_d2.checks import InputError
+from oln_d2.files import StrPath
+from oln_d2.propose.proposer import Proposer, file_digest
+from oln_d2.scores import BOX_SCORE, OBJECTNESS
+
+OUTPUTS = ("boxes", "scores", OBJECTNESS.attribute, BOX_SCORE.attribute)
+SETTINGS = "oln_d2"  # name of the file's metadata that says how images are resized
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxProposer(Proposer):
+    """
+    Args:
+        path: the .onnx file.
+        device: "cpu", or "cuda", for which onnxruntime-gpu has to be installed.
+
+    Raises:
+        InputError: not such a file, or the device is not there.
+    """
+
+    def __init__(self, path: StrPath, device: str = "cpu"):
+        path = os.fspath(path)
+        if not os.path.isfile(path):
+            raise InputError(f"{path}: no such file; give one that `oln-d2 export` wrote")
+        if PROVIDERS.get(device) not in onnxruntime.get_available_providers():
+            raise InputError(
+                f"onnxruntime cannot run on the device {device!r} here; use cpu, or install "
+                "onnxruntime-gpu for cuda"
+            )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only
+        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 0))  # 0: all
+        try:
+            self.session = onnxruntime.InferenceSession(
+                path, options, providers=[PROVIDERS[device]]
+            )
+        except Exception as error:  # its errors have no other common base
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{path}: is no ONNX file that onnxruntime can run ({reason}); export it again"
+            ) from None
+        settings = self.session.get_modelmeta().custom_metadata_map.get(SETTINGS)
+        if settings is None:
+            raise InputError(
+                f"{path}: does not say how images are to be resized; give a file that "
+                "`oln-d2 export` wrote"
+            )
+        settings = json.loads(settings)
+        self.min_size, self.max_size = settings["min_size"], settings["max_size"]
+        self.max_detections = settings["max_detections"]
+        self.identity = file_digest(path)
+
+    def detect(
+        self, pixels: list[NDArray[np.uint8]], sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Any]]:
+        """See :meth:`Proposer.detect`. The images are run one by one."""
+        return [self._detect(*image) for image in zip(pixels, sizes, strict=True)]
+
+    def _detect(self, pixels, size):
+        image = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
+        found = dict(zip(OUTPUTS, self.session.run(OUTPUTS, {"image": image}), strict=True))
+        height, width = size
+        # In float32, as the other runtimes do it, so that the numbers are the same.
+        scale = np.array([width / pixels.shape[1], height / pixels.shape[0]] * 2, np.float32)
+        boxes = (found["boxes"] * scale).clip(0, np.array([width, height] * 2, np.float32))
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        return {name: value[has_area] for name, value in {**found, "boxes": boxes}.items()}

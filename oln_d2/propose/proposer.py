@@ -1,0 +1,181 @@
+"""
+What proposes, whatever runs the model.
+
+Shapes: D detections of an image of H x W pixels, of which the model sees H' x W'. Boxes are XYXY in
+absolute pixels of the image.
+"""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from oln_d2.checks import FRACTION, POSITIVE_INT, check_limits
+from oln_d2.data.images import resized_shape, to_image
+from oln_d2.files import StrPath
+from oln_d2.propose.inputs import find_sources, read_frames
+from oln_d2.results import Proposals
+
+
+class Photo(NamedTuple):
+    """An image to propose on."""
+
+    image: Image.Image  # RGB
+    name: str = ""
+    path: str | None = None  # the file that it can be read from again
+
+
+class Proposer(ABC):
+    """
+    A trained model as a function from images to proposals; :func:`oln_d2.load` makes one.
+
+        for found in proposer("photos/"):
+            found.top(10).draw().save(...)
+
+    Attributes:
+        identity (str): differs where the proposals may.
+        max_detections (int): that the model keeps of an image.
+        min_size, max_size (int): limits of the shorter and the longer side of an image as the model
+            sees it, in pixels; with `min_size` None it sees the image as it is.
+        size_divisor (int): the model pads both sides to a multiple of it.
+    """
+
+    identity: str
+    max_detections: int
+    min_size: int | None
+    max_size: int
+    size_divisor: int = 1
+
+    @abstractmethod
+    def detect(
+        self, pixels: list[NDArray[np.uint8]], sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Any]]:
+        """
+        Args:
+            pixels: images (H', W', 3), RGB, resized, all of the same size once they are padded.
+            sizes: height and width that each had before.
+
+        Returns:
+            for each image the arguments of :class:`Proposals` that depend on the model.
+        """
+
+    def __call__(
+        self,
+        images: Any,
+        *,
+        top_k: int = 100,
+        score: float = 0.0,
+        nms: float | None = None,
+        batch_size: int = 4,
+        every: int = 1,
+    ) -> Iterator[Proposals]:
+        """
+        Args:
+            images: one or many of: paths of images, folders (with all below them), globs and
+                videos; PIL images; arrays (H, W, 3), uint8, RGB; tensors (3, H, W), RGB, uint8 or
+                float in [0, 1].
+            top_k: at most so many of an image.
+            score: only those with a higher score, in [0, 1].
+            nms: drop boxes that overlap a better one by an IoU above this; None: the model's own
+                NMS only.
+            batch_size: images at once; only neighbours of one size share a batch, so the boxes do
+                not depend on it.
+            every: of a video take one of so many frames.
+
+        Yields:
+            the proposals for each image, in order. Those of a file read it again when the image is
+            asked for, so that many can be kept.
+
+        Raises:
+            InputError: an argument that cannot be used, now; an image that cannot be read, when its
+                turn comes.
+        """
+        check_selection(top_k, score, nms, batch_size, every)
+        if isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4:
+            images = [images]
+        return self._propose(images, top_k, score, nms, batch_size, every)
+
+    def _propose(self, images, top_k, score, nms, batch_size, every):
+        batch: list[Photo] = []
+        for photo in _photos(images, every):
+            if batch and self.input_shape(batch[0].image) != self.input_shape(photo.image):
+                yield from self.propose(batch, top_k, score, nms)
+                batch = []
+            batch.append(photo)
+            if len(batch) == batch_size:
+                yield from self.propose(batch, top_k, score, nms)
+                batch = []
+        yield from self.propose(batch, top_k, score, nms)
+
+    def propose(
+        self, photos: list[Photo], top_k: int, score: float, nms: float | None
+    ) -> list[Proposals]:
+        """The proposals for a batch of images of the same `input_shape`; see :meth:`__call__`."""
+        if not photos:
+            return []
+        pixels, sizes = [], []
+        for image, *_ in photos:
+            height, width = self._resized_shape(image)
+            resized = image.resize((width, height), Image.Resampling.BILINEAR)
+            pixels.append(np.array(resized))
+            sizes.append((image.height, image.width))
+        ret = []
+        for photo, size, fields in zip(photos, sizes, self.detect(pixels, sizes), strict=True):
+            found = Proposals(**fields, size=size, name=photo.name, image=photo.path or photo.image)
+            found = found[found.scores > score]
+            ret.append((found if nms is None else found.nms(nms)).top(top_k))
+        return ret
+
+    def input_shape(self, image: Image.Image) -> tuple[int, int]:
+        """
+        Height and width of what the model sees of an image, padding included. Only images of the
+        same make a batch: more padding would change features near the border.
+        """
+        height, width = (
+            -(-side // self.size_divisor) * self.size_divisor for side in self._resized_shape(image)
+        )
+        return height, width
+
+    def _resized_shape(self, image):
+        if self.min_size is None:
+            return image.height, image.width
+        return resized_shape(image.height, image.width, self.min_size, self.max_size)
+
+
+def check_selection(
+    top_k: int, score: float, nms: float | None, batch_size: int, every: int
+) -> None:
+    """Raises InputError where an argument of :meth:`Proposer.__call__` cannot be used."""
+    check_limits(
+        top_k=(top_k, POSITIVE_INT),
+        score=(score, FRACTION),
+        nms=(nms, FRACTION),
+        batch_size=(batch_size, POSITIVE_INT),
+        every=(every, POSITIVE_INT),
+    )
+
+
+def _photos(images: Iterable[Any], every: int) -> Iterator[Photo]:
+    for image in images:
+        if not isinstance(image, (str, os.PathLike)):
+            yield Photo(to_image(image))
+            continue
+        _, sources = find_sources([os.fspath(image)])
+        for source in sources:
+            for name, frame in read_frames(source, every):
+                if isinstance(frame, Exception):
+                    raise frame
+                yield Photo(frame, name, None if source.is_video else source.path)
+
+
+def file_digest(path: StrPath) -> str:
+    """SHA-256 of a file; of an address, which stays what it is, itself."""
+    if "://" in str(path):
+        return str(path)
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,0 +1,262 @@
+"""Detectors by their settings: backbones, the models on them, and what a checkpoint describes."""
+
+from collections import OrderedDict
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models import ResNet18_Weights, ResNet50_Weights, WeightsEnum, detection, get_model
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.resnet import BasicBlock
+from torchvision.ops import FrozenBatchNorm2d
+
+from oln_d2.checks import InputError, check_limits, one_of
+from oln_d2.files import StrPath
+from oln_d2.masks import MaskScoreHead
+from oln_d2.standalone.checkpoint import load_checkpoint, load_parameters, read_own_checkpoint
+from oln_d2.standalone.models import OLNBox, RoIAlign, SquareAnchors, Transform
+
+NORMS = {"FrozenBN": FrozenBatchNorm2d, "GN": partial(nn.GroupNorm, 32)}
+_OLN_BOX = {
+    name: parameter.default
+    for name, parameter in signature(OLNBox).parameters.items()
+    if name not in ("backbone", "mask_parts")
+}
+_SHARED = "anchor_sizes min_size max_size representation_size box_nms_thresh box_detections_per_img"
+# The settings of each architecture, beside those that `build_detector` names, and their defaults.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "oln_box": _OLN_BOX,
+    "oln_mask": {**_OLN_BOX, "mask_channels": 256},
+    "faster_rcnn": {
+        **{name: _OLN_BOX[name] for name in _SHARED.split()},
+        "rpn_post_nms_top_n_train": 1000,
+        "rpn_post_nms_top_n_test": 2000,
+        "box_score_thresh": 0.0,
+    },
+}
+
+
+def build_detector(
+    architecture: str = "oln_box",
+    *,
+    depth: int = 50,
+    norm: str = "FrozenBN",
+    fpn_channels: int = 256,
+    trainable_backbone_layers: int = 3,
+    weights_backbone: WeightsEnum | str | None = None,
+    **settings: Any,
+) -> nn.Module:
+    """
+    Args:
+        architecture: "oln_box"; "oln_mask", for inference only; or "faster_rcnn": torchvision's,
+            with the one class "object" and the same backbone and anchors, to compare with.
+        depth: 18, 34, 50 or 101, of the ResNet; or 10, one of half the width for trying things out.
+        norm: "FrozenBN", batch norm with frozen statistics, which needs pretrained weights; or
+            "GN", group norm in the backbone and the FPN, which learns from scratch.
+        fpn_channels: channels of the feature pyramid.
+        trainable_backbone_layers: stages of the ResNet that learn, from the last backwards; 5: all.
+        weights_backbone: pretrained weights of the ResNet.
+        settings: the arguments of :class:`OLNBox`, with 4 `anchor_sizes` for P2..P5 or 5 for
+            P2..P6; with "oln_mask" also mask_channels (int), of the mask head. With "faster_rcnn"
+            those in :data:`DEFAULTS`, and torchvision's `FasterRCNN` arguments, whose meanings and
+            defaults are its own.
+
+    Returns:
+        called as :class:`OLNBox` says. Its `config` is the dict of plain values that builds the
+        same again, without pretrained weights: `build_detector(**model.config)`.
+
+    Raises:
+        InputError: a value that is not one of the above, or pretrained weights out of reach.
+    """
+    backbone_settings = {
+        "depth": depth,
+        "norm": norm,
+        "fpn_channels": fpn_channels,
+        "trainable_backbone_layers": trainable_backbone_layers,
+    }
+    check_limits(
+        architecture=(architecture, one_of(*DEFAULTS)),
+        depth=(depth, one_of(10, 18, 34, 50, 101)),
+        norm=(norm, one_of(*NORMS)),
+        trainable_backbone_layers=(trainable_backbone_layers, one_of(*range(6))),
+    )
+    settings = {**DEFAULTS[architecture], **settings}
+    levels = len(settings["anchor_sizes"])
+    if levels not in (4, 5):
+        raise InputError(
+            f"anchor_sizes is {settings['anchor_sizes']}; give 4, for P2..P5, or 5, for P2..P6"
+        )
+    backbone = _backbone(**backbone_settings, weights=weights_backbone, with_p6=levels == 5)
+    if architecture == "oln_mask":
+        model = _oln_mask(backbone, norm=norm, **settings)
+    else:
+        model = (OLNBox if architecture == "oln_box" else _faster_rcnn)(backbone, **settings)
+    model.config = {"architecture": architecture, **backbone_settings, **settings}
+    return model
+
+
+def _backbone(depth, norm, fpn_channels, trainable_backbone_layers, weights, with_p6):
+    if depth == 10:
+        if weights is not None:
+            raise InputError(
+                "there are no pretrained weights for depth 10; train it from scratch: --scratch on "
+                'the command line, weights_backbone=None and norm="GN" in Python'
+            )
+        resnet = _small_resnet(NORMS[norm])
+    else:
+        try:
+            resnet = get_model(f"resnet{depth}", weights=weights, norm_layer=NORMS[norm])
+        except OSError as error:
+            raise InputError(
+                f"the ImageNet weights cannot be fetched ({error}); fetch them on another machine "
+                f"into {torch.hub.get_dir()}/checkpoints, or train from scratch"
+            ) from None
+    stages = ["layer4", "layer3", "layer2", "layer1", "conv1", "bn1"]
+    learning = stages[: trainable_backbone_layers if trainable_backbone_layers < 5 else None]
+    for name, parameter in resnet.named_parameters():
+        parameter.requires_grad_(name.split(".")[0] in learning)
+    channels = {10: 32, 18: 64, 34: 64}.get(depth, 256)
+    backbone = BackboneWithFPN(
+        resnet,
+        return_layers={f"layer{i + 1}": str(i) for i in range(4)},
+        in_channels_list=[channels * 2**i for i in range(4)],
+        out_channels=fpn_channels,
+        norm_layer=NORMS[norm] if norm == "GN" else None,
+    )
+    if not with_p6:
+        backbone.fpn.extra_blocks = None
+    return backbone
+
+
+def _small_resnet(norm_layer, width=32):
+    """A ResNet-10, one basic block a stage, of half the width, under the names of torchvision's."""
+    layers = {
+        "conv1": nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
+        "bn1": norm_layer(width),
+        "relu": nn.ReLU(inplace=True),
+        "maxpool": nn.MaxPool2d(3, stride=2, padding=1),
+    }
+    for i in range(4):
+        channels, stride, shortcut = width * 2**i, 1, None
+        if i > 0:
+            stride = 2
+            shortcut = nn.Conv2d(channels // 2, channels, 1, stride=2, bias=False)
+            shortcut = nn.Sequential(shortcut, norm_layer(channels))
+        block = BasicBlock(channels // stride, channels, stride, shortcut, norm_layer=norm_layer)
+        layers[f"layer{i + 1}"] = nn.Sequential(block)
+    resnet = nn.Sequential(OrderedDict(layers))
+    for layer in resnet.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return resnet
+
+
+def _oln_mask(backbone, *, norm, mask_channels, representation_size, **settings):
+    """OLN-Mask, for inference."""
+    norm_layer = NORMS[norm] if norm == "GN" else None
+    channels = backbone.out_channels
+    parts = {
+        "mask_roi_pool": RoIAlign(14),
+        "mask_head": MaskRCNNHeads(channels, [mask_channels] * 4, 1, norm_layer),
+        "mask_predictor": MaskRCNNPredictor(mask_channels, mask_channels, num_classes=1),
+        "mask_score": MaskScoreHead(
+            channels, 14, [mask_channels] * 4, [representation_size] * 2, norm_layer
+        ),
+    }
+    return OLNBox(backbone, representation_size=representation_size, mask_parts=parts, **settings)
+
+
+def _faster_rcnn(backbone, *, anchor_sizes, min_size, max_size, representation_size, **settings):
+    model = detection.FasterRCNN(
+        backbone,
+        rpn_anchor_generator=SquareAnchors(anchor_sizes),
+        rpn_head=RPNHead(backbone.out_channels, 1),
+        box_head=TwoMLPHead(backbone.out_channels * 7 * 7, representation_size),
+        box_predictor=detection.faster_rcnn.FastRCNNPredictor(representation_size, num_classes=2),
+        **settings,
+    )
+    model.transform = Transform(min_size, max_size)
+    return model
+
+
+def load_detector(path: StrPath) -> nn.Module:
+    """
+    Args:
+        path: a checkpoint that :func:`save_checkpoint`, `oln-d2 train` or `oln-d2 convert` wrote.
+
+    Returns:
+        the detector it holds, in inference mode.
+
+    Raises:
+        InputError: see :func:`load_checkpoint`; or the file does not say how its model is built.
+    """
+    content = read_own_checkpoint(path)
+    if "config" not in content:
+        raise InputError(
+            f"{path}: does not say how its model is built; if Detectron2 trained it, "
+            "`propose` wants its --config-file; or build the model yourself, e.g. "
+            "oln_box_resnet50_fpn(checkpoint=...)"
+        )
+    model = build_detector(**content["config"])
+    load_parameters(model, content["model"], path)
+    return model.eval()
+
+
+def oln_box_resnet50_fpn(
+    *,
+    checkpoint: StrPath | None = None,
+    weights_backbone: WeightsEnum | str | None = ResNet50_Weights.IMAGENET1K_V1,
+    **settings: Any,
+) -> nn.Module:
+    """
+    OLN-Box with a ResNet-50-FPN backbone, by default with the paper's settings: see :class:`OLNBox`
+    for what goes in and what comes out.
+
+    Example::
+
+        >>> model = oln_box_resnet50_fpn(checkpoint="model_final.pth").eval()
+        >>> predictions = model([torch.rand(3, 300, 400), torch.rand(3, 500, 400)])
+        >>> predictions[0]["boxes"], predictions[0]["scores"]
+
+    Args:
+        checkpoint: weights of the whole detector, trained by either runtime, see
+            :func:`load_checkpoint`; weights of the backbone are then not fetched.
+        weights_backbone: pretrained weights of the ResNet; None: from scratch, which wants
+            norm="GN".
+        settings: see :func:`build_detector` and :class:`OLNBox`.
+    """
+    return _oln_box(50, checkpoint, weights_backbone, settings)
+
+
+def oln_box_resnet18_fpn(
+    *,
+    checkpoint: StrPath | None = None,
+    weights_backbone: WeightsEnum | str | None = ResNet18_Weights.IMAGENET1K_V1,
+    **settings: Any,
+) -> nn.Module:
+    """The same as :func:`oln_box_resnet50_fpn` with a ResNet-18, small enough for a CPU."""
+    return _oln_box(18, checkpoint, weights_backbone, settings)
+
+
+def oln_mask_resnet50_fpn(checkpoint: StrPath, **settings: Any) -> nn.Module:
+    """
+    OLN-Mask with a ResNet-50-FPN backbone, for inference; see :func:`oln_box_resnet50_fpn`. Trained
+    with `train_net.py`.
+    """
+    return _oln_box(50, checkpoint, None, {"architecture": "oln_mask", **settings})
+
+
+def _oln_box(depth, checkpoint, weights_backbone, settings):
+    if checkpoint is not None:
+        weights_backbone = None
+    elif weights_backbone is None:
+        settings = {"trainable_backbone_layers": 5, **settings}
+    model = build_detector(depth=depth, weights_backbone=weights_backbone, **settings)
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint)
+    return model

@@ -1,0 +1,558 @@
+"""
+OLN-Box and OLN-Mask from torchvision's detection parts. Same mathematics (`oln_d2.localization`)
+and the same details as the Detectron2 components: equal weights give the same boxes, scores, masks
+and losses. OLN-Mask is for inference only.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models import detection
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import batched_nms, clip_boxes_to_image, nms, roi_align
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+from oln_d2.checks import InputError
+from oln_d2.data.images import resized_shape
+from oln_d2.localization import (
+    aligned_iou,
+    decode_ltrb,
+    fuse_scores,
+    has_area,
+    label_and_sample,
+    quality_loss,
+    rpn_losses,
+    select_proposals,
+)
+from oln_d2.masks import MASKS_AT_ONCE, MaskScoreHead, paste_masks
+from oln_d2.scores import BOX_SCORE, MASK_SCORE, OBJECTNESS, SCORES
+
+"""
+Shape shorthand in this module:
+
+    N: number of images in the minibatch
+    R: number of anchors of an image, or of RoIs
+    G: number of objects of an image
+
+Boxes are XYXY in absolute pixels.
+"""
+
+STRIDES = (4, 8, 16, 32, 64)  # of P2..P6
+MEAN = (123.675, 116.28, 103.53)  # ImageNet's, RGB, for pixels in [0, 255]
+STD = (58.395, 57.12, 57.375)
+
+# Score of an anchor: IoU limits of its sample, and its size. The sample is filled with negatives.
+SCORE_IOU_THRESHOLDS = (0.1, 0.3)
+SCORE_BATCH_SIZE = 256
+BOX_LOSS_WEIGHT = 10.0  # of the first stage
+
+DIVERGED = "training has diverged; lower the learning rate or lengthen its warm-up"
+
+
+class Transform(GeneralizedRCNNTransform):
+    """
+    Resizes, normalises and batches images as Detectron2 does, so that a model sees the same pixels
+    in both: images are taken as 8 bit and resized by Pillow's antialiased bilinear filter, before
+    they are normalised. (torchvision's own transform normalises first and does not antialias.)
+
+    Args:
+        min_size: length of the shorter side, in pixels; of several, training draws one for each
+            image and inference takes the last.
+        max_size: limit of the longer side, in pixels.
+    """
+
+    def __init__(self, min_size: int | Sequence[int], max_size: int):
+        super().__init__(min_size, max_size, MEAN, STD)
+        if min(*self.min_size, max_size) < 1:
+            raise InputError(
+                f"min_size is {min_size} and max_size {max_size}; both have to be 1 pixel or more"
+            )
+
+    def normalize(self, image):
+        return image  # torchvision calls this before the resize; too early
+
+    def resize(self, image, target=None):
+        """
+        Args:
+            image (Tensor): shape (3, H, W), see :meth:`resized_pixels`.
+            target (dict[str, Tensor], optional): `boxes`, shape (G, 4), and maybe `labels`, (G,).
+
+        Returns:
+            the image, shape (3, H', W'), resized and normalised; and the target, its boxes resized
+            as well, without those that lose their area.
+        """
+        pixels = self.resized_pixels(image)
+        if target is not None:
+            old, new = image.shape[-2:], pixels.shape[-2:]
+            scale = target["boxes"].new_tensor([new[1] / old[1], new[0] / old[0]]).repeat(2)
+            boxes = target["boxes"] * scale
+            # Tiny boxes may lose their area by rounding. Those that never had any are an error.
+            keep = has_area(boxes) | ~has_area(target["boxes"])
+            target["boxes"] = boxes[keep]
+            if "labels" in target:
+                target["labels"] = target["labels"][keep]
+        return super().normalize(pixels), target
+
+    def resized_pixels(self, image: Tensor) -> Tensor:
+        """
+        Args:
+            image: shape (3, H, W), float, RGB, in [0, 1].
+
+        Returns:
+            shape (3, H', W'), resized, whole numbers in [0, 255], not yet normalised.
+
+        Raises:
+            InputError: not such an image.
+        """
+        if not image.is_floating_point() or image.shape[0] != 3:
+            raise InputError(
+                f"an image is a {image.dtype} tensor of shape {list(image.shape)}; it has to be "
+                "float, RGB, (3, H, W), in [0, 1]"
+            )
+        pixels = (image.detach() * 255).round()
+        if pixels.numel() == 0 or not (pixels.min() >= 0 and pixels.max() <= 255):
+            raise InputError(
+                "an image is empty or has values outside [0, 1]; divide 8 bit images by 255"
+            )
+        old = height, width = image.shape[-2:]
+        sizes = self.min_size
+        index = int(torch.randint(len(sizes), ())) if self.training and len(sizes) > 1 else -1
+        new = resized_shape(height, width, sizes[index], self.max_size)
+        if new != old:
+            picture = to_pil_image(pixels.to(torch.uint8).cpu())
+            picture = picture.resize(new[::-1], Image.Resampling.BILINEAR)
+            pixels = pil_to_tensor(picture).to(image)
+        return pixels
+
+    def postprocess(self, result, image_shapes, original_image_sizes):
+        """
+        Args:
+            result (list[dict]): of N images `boxes`, shape (D, 4), other tensors of length D, and
+                maybe `masks`, shape (D, M, M), within the boxes.
+            image_shapes, original_image_sizes (list[tuple]): N heights and widths, which the boxes
+                are for now, and which they shall be for.
+
+        Returns:
+            list[dict]: the same of the boxes that have area in the image, `masks` as RLEMasks.
+        """
+        if self.training:
+            return result
+        for detections, old, new in zip(result, image_shapes, original_image_sizes):
+            boxes = detections["boxes"]
+            scale = boxes.new_tensor([new[1] / old[1], new[0] / old[0]]).repeat(2)
+            detections["boxes"] = clip_boxes_to_image(boxes * scale, new)
+            keep = has_area(detections["boxes"])
+            detections.update({key: value[keep] for key, value in detections.items()})
+            if "masks" in detections:
+                detections["masks"] = paste_masks(detections["masks"], detections["boxes"], *new)
+        return result
+
+
+class SquareAnchors(detection.anchor_utils.AnchorGenerator):
+    """
+    One square anchor per cell of a feature map, the cell (i, j) having its centre at (j, i) x
+    stride. torchvision's `AnchorGenerator` guesses the stride from sizes and rounds the anchors.
+
+    Args:
+        sizes: side of the anchor on each of P2, P3, ..., in pixels.
+    """
+
+    def __init__(self, sizes: Sequence[float]):
+        super().__init__(tuple((size,) for size in sizes), ((1.0,),) * len(sizes))
+
+    def forward(self, image_list, feature_maps):
+        """
+        Returns:
+            list[Tensor]: N times the same, shape (R, 4), row by row, level by level.
+        """
+        anchors = []
+        for (size,), stride, features in zip(self.sizes, STRIDES, feature_maps):
+            y, x = (stride * torch.arange(n, device=features.device) for n in features.shape[-2:])
+            y, x = torch.meshgrid(y.float(), x.float(), indexing="ij")
+            half = size / 2
+            anchors.append(
+                torch.stack([x - half, y - half, x + half, y + half], dim=-1).view(-1, 4)
+            )
+        return [torch.cat(anchors)] * len(image_list.image_sizes)
+
+
+class StandaloneRPNHead(RPNHead):
+    """
+    torchvision's `RPNHead` whose hidden features are L2-normalised before the two predictions.
+    """
+
+    def forward(self, x):
+        hidden = [F.normalize(self.conv(features), dim=1) for features in x]
+        return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
+
+
+class StandaloneRPN(detection.rpn.RegionProposalNetwork):
+    """
+    torchvision's `RegionProposalNetwork` that learns centerness and the distances to the sides of
+    the box, with OLN's assignment and losses. A proposal is a box with its centerness.
+
+    Args:
+        nms_thresh (float, optional): IoU above which the weaker of two proposals of a level is
+            dropped; None, as in the authors' code: no NMS.
+        Others: see `RegionProposalNetwork`.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        limits = self.proposal_matcher.low_threshold, self.proposal_matcher.high_threshold
+        score_sampler = type(self.fg_bg_sampler)(SCORE_BATCH_SIZE, 1.0)
+        self.samples = (
+            (limits, partial(_sample, self.fg_bg_sampler)),
+            (SCORE_IOU_THRESHOLDS, partial(_sample, score_sampler)),
+        )
+
+    def forward(self, images, features, targets=None):
+        """
+        Args:
+            images (ImageList): N.
+            features (dict[str, Tensor]): of P2, P3, ..., each (N, C, Hi, Wi).
+            targets (list[dict[str, Tensor]]): in training of each image `boxes`, shape (G, 4).
+
+        Returns:
+            list[dict[str, Tensor]]: of each image `boxes`, shape (P, 4), and `objectness`, shape
+                (P,), in [0, 1], descending.
+            dict[str, Tensor]: the losses `loss_rpn_obj` and `loss_rpn_loc`; {} in inference.
+        """
+        features = list(features.values())
+        logits, ltrb = self.head(features)
+        anchors = self.anchor_generator(images, features)[0]
+        counts = [level[0].numel() for level in logits]
+        logits = torch.cat([level.flatten(1) for level in logits], dim=1)
+        ltrb = torch.cat([level.flatten(2).transpose(1, 2) for level in ltrb], dim=1)
+
+        losses = {}
+        if self.training:
+            labels, gt_boxes = self._label_and_sample(anchors, targets, images.image_sizes)
+            loss_score, loss_boxes, _ = rpn_losses(anchors, logits, ltrb, labels, gt_boxes)
+            losses = {"loss_rpn_obj": loss_score, "loss_rpn_loc": BOX_LOSS_WEIGHT * loss_boxes}
+        boxes = decode_ltrb(anchors, ltrb.detach().float())
+        logits = logits.detach().float()
+        return self.filter_proposals(boxes, logits, images.image_sizes, counts), losses
+
+    def _label_and_sample(self, anchors, targets, image_sizes):
+        """`labels` and `gt_boxes` of :func:`rpn_losses`."""
+        x1, y1, x2, y2 = anchors.unbind(dim=1)
+        of_images = []
+        for target, (height, width) in zip(targets, image_sizes):
+            inside = ((x1 >= 0) & (y1 >= 0) & (x2 < width) & (y2 < height)).nonzero().squeeze(1)
+            of_images.append(label_and_sample(anchors, inside, target["boxes"], self.samples))
+        labels, gt_boxes = zip(*of_images)
+        return torch.stack(labels, dim=1), torch.stack(gt_boxes, dim=1)
+
+    def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
+        """
+        Args:
+            proposals, objectness (Tensor): shape (N, R, 4), not clipped, and (N, R), logits.
+            image_shapes (list[tuple]): N heights and widths before padding.
+            num_anchors_per_level (list[int]): they add up to R.
+
+        Returns:
+            the proposals of :meth:`forward`.
+        """
+        levels = [torch.full((n,), i) for i, n in enumerate(num_anchors_per_level)]
+        levels = torch.cat(levels).to(proposals.device)
+        best = self._get_top_n_idx(objectness, num_anchors_per_level)
+        top_n, iou = self.post_nms_top_n(), self.nms_thresh
+        settings = {
+            "nms": None if iou is None else partial(batched_nms, iou_threshold=iou),
+            "diverged": DIVERGED if self.training else None,
+        }
+        ret = []
+        for boxes, logits, i, shape in zip(proposals, objectness, best, image_shapes):
+            boxes, logits = select_proposals(
+                boxes[i], logits[i], levels[i], shape, top_n, **settings
+            )
+            ret.append({"boxes": boxes, OBJECTNESS.attribute: logits.sigmoid()})
+        return ret
+
+
+def _sample(sampler, labels):
+    """Positives and negatives that a sampler of torchvision picks of an image, as bools."""
+    (positive,), (negative,) = sampler([labels])
+    return positive.bool(), negative.bool()
+
+
+class RoIAlign(nn.Module):
+    """
+    Features of each RoI from one of P2..P5, chosen by its size. As in Detectron2, unlike in
+    torchvision's `MultiScaleRoIAlign`: aligned to pixel centres, and strides are not guessed from
+    sizes.
+
+    Args:
+        size: P, side of an RoI's features.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.output_size = size, size
+
+    def forward(self, features, boxes):
+        """
+        Args:
+            features (list[Tensor]): of P2..P5, each (N, C, Hi, Wi).
+            boxes (list[Tensor]): the RoIs of each image, (R, 4).
+
+        Returns:
+            Tensor: shape (R, C, P, P), R combined over the images.
+        """
+        sides = torch.cat(boxes)[:, 2:] - torch.cat(boxes)[:, :2]
+        # FPN, eq. 1: an RoI of 224 px is pooled from P4, which has index 2 here.
+        level = torch.floor(4 + torch.log2(sides.prod(dim=1).sqrt() / 224 + 1e-8)) - 2
+        level = level.clamp(0, len(features) - 1)
+        image = torch.cat([torch.full_like(b[:, :1], n) for n, b in enumerate(boxes)])
+        rois = torch.cat([image, torch.cat(boxes)], dim=1)
+        # In float32: half precision moves RoIs by pixels.
+        pooled = rois.new_zeros(rois.shape[0], features[0].shape[1], *self.output_size)
+        for i, (feature, stride) in enumerate(zip(features, STRIDES)):
+            index = (level == i).nonzero().squeeze(1)
+            at_level = roi_align(
+                feature.float(),
+                rois[index],
+                self.output_size,
+                1 / stride,
+                sampling_ratio=0,
+                aligned=True,
+            )
+            pooled = pooled.index_put((index,), at_level)
+        return pooled
+
+
+class OLNPredictor(nn.Module):
+    """Two linear layers: one score and class-agnostic box deltas per RoI."""
+
+    def __init__(self, in_channels: int):
+        super().__init__()
+        self.box_score = nn.Linear(in_channels, 1)
+        self.bbox_pred = nn.Linear(in_channels, 4)
+        for layer, std in ((self.box_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        """Of features, shape (R, C), logits of the scores, (R,), and box deltas, (R, 4)."""
+        return self.box_score(x)[:, 0].float(), self.bbox_pred(x).float()
+
+
+class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
+    """
+    torchvision's `RoIHeads` that learn the IoU of an RoI instead of a class.
+
+    Args:
+        mask_score: beside the mask parts of `RoIHeads`.
+        Others: see `RoIHeads`.
+    """
+
+    def __init__(self, *args, mask_score: MaskScoreHead | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.mask_score = mask_score
+
+    def forward(self, features, proposals, image_shapes, targets=None):
+        """
+        Args:
+            features (dict[str, Tensor]): of P2, P3, ..., each (N, C, Hi, Wi).
+            proposals (list[dict[str, Tensor]]): what :class:`StandaloneRPN` returns.
+            image_shapes (list[tuple]): N heights and widths before padding.
+            targets (list[dict[str, Tensor]]): in training of each image `boxes`, shape (G, 4).
+
+        Returns:
+            list[dict[str, Tensor]]: for each image what :class:`OLNBox` says, but as the model sees
+                it, with `masks` within the boxes, shape (D, M, M); [] in training.
+            dict[str, Tensor]: `loss_box_score` and `loss_box_reg`; {} in inference.
+        """
+        boxes = [p["boxes"] for p in proposals]
+        if self.training:
+            if self.has_mask():
+                raise InputError("OLN-Mask is trained with train_net.py; here it only runs")
+            targets = [
+                {"boxes": t, "labels": t.new_ones(len(t), dtype=torch.int64)}
+                for t in (target["boxes"] for target in targets)
+            ]
+            boxes, matches, labels, deltas = self.select_training_samples(boxes, targets)
+        pooled = self.box_roi_pool(list(features.values())[:4], boxes)
+        scores, pred_deltas = self.box_predictor(self.box_head(pooled))
+        if not self.training:
+            counts = [b.shape[0] for b in boxes]  # a trace takes what len() returns for a constant
+            refined = self.box_coder.decode_single(pred_deltas, torch.cat(boxes)).split(counts)
+            per_image = zip(proposals, refined, scores.sigmoid().split(counts), image_shapes)
+            results = [self._detections(*image) for image in per_image]
+            if self.has_mask():
+                levels = list(features.values())[:4]
+                for n, detections in enumerate(results):
+                    self._add_masks([level[n : n + 1] for level in levels], detections)
+            kept = slice(self.detections_per_img)
+            return [{name: v[kept] for name, v in result.items()} for result in results], {}
+
+        positive = torch.cat(labels) > 0
+        gt_boxes = torch.cat([t["boxes"][m[n > 0]] for t, m, n in zip(targets, matches, labels)])
+        # Of the RoI as it came, not as the deltas refine it.
+        iou = aligned_iou(torch.cat(boxes)[positive], gt_boxes)
+        deltas = torch.cat(deltas)[positive]
+        # Divided by all sampled RoIs, so that each positive has the same influence in every batch.
+        num_rois = max(len(positive), 1)
+        return [], {
+            "loss_box_score": quality_loss(scores[positive], iou) / num_rois,
+            "loss_box_reg": (pred_deltas[positive] - deltas).abs().sum() / num_rois,
+        }
+
+    def _detections(self, proposals, boxes, iou, image_shape):
+        """Of an image: P proposals, refined `boxes` (P, 4) and their predicted `iou` (P,)."""
+        scores = fuse_scores(proposals[OBJECTNESS.attribute], iou)
+        finite = boxes.isfinite().all(dim=1) & (scores > self.score_thresh)
+        detections = {
+            "boxes": clip_boxes_to_image(boxes, image_shape),
+            "scores": scores,
+            OBJECTNESS.attribute: proposals[OBJECTNESS.attribute],
+            BOX_SCORE.attribute: iou,
+        }
+        detections = {name: value[finite] for name, value in detections.items()}
+        keep = nms(detections["boxes"], detections["scores"], self.nms_thresh)
+        return {name: value[keep] for name, value in detections.items()}
+
+    def _add_masks(self, features, detections):
+        """All that NMS leaves get a mask, whose score helps to decide which are kept."""
+        masks, scores = [], []
+        for boxes in detections["boxes"].split(MASKS_AT_ONCE):
+            pooled = self.mask_roi_pool(features, [boxes])
+            mask = self.mask_predictor(self.mask_head(pooled)).float().sigmoid()
+            scores.append(self.mask_score(pooled, mask).float().sigmoid())
+            masks.append(mask[:, 0])
+        detections.update({"masks": torch.cat(masks), MASK_SCORE.attribute: torch.cat(scores)})
+        detections["scores"] = fuse_scores(*(detections[score.attribute] for score in SCORES))
+        order = detections["scores"].argsort(descending=True, stable=True)
+        detections.update({name: value[order] for name, value in detections.items()})
+
+
+class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
+    """
+    OLN-Box, the open-world object detector. It finds objects of any category and gives each box one
+    score, how well it fits; there are no labels.
+
+    In inference it expects a list of images, each a float tensor (3, H, W), RGB, in [0, 1], which
+    may differ in size, and returns for each image a dict with
+
+        - boxes (FloatTensor[D, 4]): XYXY in pixels of the image, descending by score
+        - scores (FloatTensor[D]): in [0, 1], the geometric mean of the next two
+        - objectness (FloatTensor[D]): centerness, as the first stage predicts it
+        - box_scores (FloatTensor[D]): IoU of box and object, as the second stage predicts it
+
+    OLN-Mask (`build_detector("oln_mask")`) adds, and makes `scores` of all three,
+
+        - masks (RLEMasks): D masks, kept as COCO RLE, see :class:`oln_d2.masks.RLEMasks`
+        - mask_scores (FloatTensor[D]): IoU of mask and object, as the mask head predicts it
+
+    In training it also expects for each image a dict with
+
+        - boxes (FloatTensor[G, 4]): XYXY of the annotated objects, x1 < x2, y1 < y2; G may be 0
+
+    and returns a dict of the four losses: `loss_rpn_obj`, `loss_rpn_loc`, `loss_box_score`,
+    `loss_box_reg`.
+
+    Args:
+        backbone: yields an ordered dict of feature maps of strides 4, 8, 16, ... and has
+            `out_channels`, as torchvision's `BackboneWithFPN`.
+        anchor_sizes: side of the square anchor on each of P2, P3, ..., in pixels of the resized
+            image. Default: 8 x stride.
+        min_size, max_size: limits of the shorter and the longer side of an image as the model sees
+            it, in pixels. Of several min_size training draws one, inference takes the last.
+        rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test: proposals of each level.
+        rpn_nms_thresh: IoU of the NMS of the proposals, None for none.
+        ltrb_init: distances to the four sides that are predicted at the start of training, in
+            widths and heights of the anchor. 0, as in the authors' code: boxes without area. Short
+            schedules from scratch want 0.5, where the first boxes are the anchors.
+        representation_size: width of the two layers of the second stage.
+        box_batch_size_per_image: RoIs sampled per image in training.
+        box_nms_thresh: IoU of the NMS of the detections.
+        box_detections_per_img: at most so many detections of an image.
+        mask_parts: the mask arguments of :class:`StandaloneRoIHeads`, for OLN-Mask.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        min_size: int | Sequence[int] = 800,
+        max_size: int = 1333,
+        rpn_pre_nms_top_n_train: int = 2000,
+        rpn_pre_nms_top_n_test: int = 2000,
+        rpn_nms_thresh: float | None = None,
+        ltrb_init: float = 0.0,
+        representation_size: int = 1024,
+        box_batch_size_per_image: int = 512,
+        box_nms_thresh: float = 0.7,
+        box_detections_per_img: int = 1500,
+        mask_parts: dict[str, nn.Module] | None = None,
+    ):
+        channels = backbone.out_channels
+        top_n = {"training": rpn_pre_nms_top_n_train, "testing": rpn_pre_nms_top_n_test}
+        rpn_head = StandaloneRPNHead(channels, 1)
+        nn.init.constant_(rpn_head.bbox_pred.bias, ltrb_init)
+        rpn = StandaloneRPN(
+            SquareAnchors(anchor_sizes),
+            rpn_head,
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_top_n=top_n,
+            post_nms_top_n={mode: n * len(anchor_sizes) for mode, n in top_n.items()},  # all
+            nms_thresh=rpn_nms_thresh,
+        )
+        box_head = TwoMLPHead(channels * 7 * 7, representation_size)
+        for layer in (box_head.fc6, box_head.fc7):  # as Detectron2 does
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+        roi_heads = StandaloneRoIHeads(
+            RoIAlign(7),
+            box_head,
+            OLNPredictor(representation_size),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=box_batch_size_per_image,
+            positive_fraction=0.25,
+            bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+            score_thresh=0.0,
+            nms_thresh=box_nms_thresh,
+            detections_per_img=box_detections_per_img,
+            **(mask_parts or {}),
+        )
+        super().__init__(backbone, rpn, roi_heads, Transform(min_size, max_size))
+
+
+@torch.no_grad()
+def detect(
+    model: nn.Module, pixels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+) -> list[dict[str, Tensor]]:
+    """
+    Run a detector on images that are resized already, as its `transform` would.
+
+    Args:
+        model: of :func:`build_detector`, in inference mode.
+        pixels: N images, each (3, H', W'), uint8, RGB; moved to the model's device.
+        sizes: N heights and widths of the images before, which the boxes and masks are for.
+
+    Returns:
+        N dicts, see :class:`OLNBox`.
+    """
+    transform, device = model.transform, next(model.parameters()).device
+    tensors = [
+        GeneralizedRCNNTransform.normalize(transform, image.to(device).float()) for image in pixels
+    ]
+    batch = transform.batch_images(tensors, transform.size_divisible)
+    images = ImageList(batch, [(image.shape[1], image.shape[2]) for image in pixels])
+    features = model.backbone(batch)
+    proposals, _ = model.rpn(images, features)
+    found, _ = model.roi_heads(features, proposals, images.image_sizes)
+    return transform.postprocess(found, images.image_sizes, sizes)
