@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from oln_d2.modeling import OLNROIHeads as OLNROIHeads
     from oln_d2.modeling import OLNRPNHead as OLNRPNHead
     from oln_d2.pages import visualize as visualize
+    from oln_d2.pages.comparison import compare as compare
     from oln_d2.results import Proposals as Proposals
 
 # Public names and their homes.
@@ -33,6 +34,7 @@ _HOMES = {
     "load": "oln_d2.loading",
     "Proposals": "oln_d2.results",
     "evaluate": "oln_d2.evaluation",
+    "compare": "oln_d2.pages.comparison",
     "visualize": "oln_d2.pages",
     "add_oln_config": "oln_d2.config",
     "register_datasets": "oln_d2.engine.datasets",

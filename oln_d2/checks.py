@@ -83,6 +83,33 @@ def needs(what: str, layer: str) -> Iterator[None]:
         ) from None
 
 
+def reason(error: BaseException, processes: str, memory: str, diverged: str = "") -> str | None:
+    """
+    Args:
+        processes, memory, diverged: what to do where a process has been killed, where memory is
+            short, and where training has diverged, if the error does not say so itself.
+
+    Returns:
+        what a user has to know of an error, without a traceback; None for a mistake in this
+        package.
+    """
+    text = str(error)
+    first = text.strip().split("\n")[0][:200]
+    if isinstance(error, (InputError, ImportError)):
+        return text
+    if isinstance(error, FloatingPointError):
+        return text if diverged in text else f"{first.rstrip('.!')}: {diverged}"
+    if "DataLoader worker" in text or "shared memory" in text or "with signal" in text:
+        return f"a process has ended ({first}); most often (shared) memory is short: {processes}"
+    # PyTorch's own for a GPU, and what it says of a CPU.
+    short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if short or "DefaultCPUAllocator" in text:
+        return f"memory is short ({first}); {memory}"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else first
+    return None
+
+
 def require_detectron2(what: str) -> None:
     """
     Args:

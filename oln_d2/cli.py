@@ -1,12 +1,14 @@
 """The command line, `oln-d2` or `python -m oln_d2`: gathers the commands of `oln_d2.commands`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
-from oln_d2.checks import InputError
+from oln_d2.checks import reason
 from oln_d2.commands import (
     benchmark,
+    compare,
     convert,
     evaluate,
     export,
@@ -21,6 +23,7 @@ COMMANDS = (
     quickstart,
     propose,
     evaluate,
+    compare,
     visualize,
     train,
     sweep,
@@ -28,12 +31,18 @@ COMMANDS = (
     export,
     benchmark,
 )
+# See `reason`.
+REMEDIES = (
+    "give it more, as in docker run --shm-size 8g, or use fewer --workers",
+    "use smaller batches or images, or end other programs",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
     Run a command. Return its exit code: 0, 1 if what it ran on failed (recipes of a sweep, all
-    images), or 2 for bad input and for training that diverged.
+    images), 2 for bad input, for training that diverged and where the machine did not have what was
+    needed, 130 for Ctrl-C, 141 if nobody reads what is printed any more.
     """
     parser = argparse.ArgumentParser(prog="oln-d2", description="Open-world object localization.")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -46,10 +55,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(subparser)
-        subparser.set_defaults(run=command.run)
-    args = parser.parse_args(argv)
+        subparser.set_defaults(run=command.run, goes_on=getattr(command, "GOES_ON", ""))
+    goes_on = ""
     try:
-        return args.run(args) or 0
-    except (InputError, ImportError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        try:
+            args = parser.parse_args(argv)
+            goes_on = args.goes_on
+            return args.run(args) or 0
+        finally:
+            print(end="", flush=True)  # here, where a reader that is gone does no harm
+    except KeyboardInterrupt:
+        print(f"\nstopped{goes_on and '; ' + goes_on}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        return 141
+    except Exception as error:
+        sentence = reason(error, *REMEDIES)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         return 2

@@ -96,3 +96,11 @@ def add_oln_config(cfg: CfgNode) -> None:
     # Protocols to report: "xclass" (the paper's: a detection of a seen object is free) and
     # "filtered" (seen objects are not there at all).
     _C.TEST.OPEN_WORLD_PROTOCOLS = ["xclass", "filtered"]
+
+    # ---------------------------------------------------------------------------- #
+    # Data
+    # ---------------------------------------------------------------------------- #
+    # One's own data sets, one row [name, annotations, images, seen] each: the name for
+    # DATASETS.TRAIN or DATASETS.TEST; a COCO file; the folder of its images; and the seen
+    # categories: a split, a .txt file of names, names with commas between them, or a list of names.
+    _C.DATASETS.OWN = []

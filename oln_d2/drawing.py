@@ -5,8 +5,10 @@ novel ones were found.
 Shapes: D boxes drawn, G objects of the image. Boxes are XYXY in absolute pixels.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,21 +17,27 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 from pycocotools import mask as mask_utils
 
-from oln_d2.boxes import to_xywh, to_xyxy
-from oln_d2.files import StrPath, write_whole
+from oln_d2.boxes import nms, to_xywh, to_xyxy
+from oln_d2.files import StrPath, write_file, write_whole
 from oln_d2.scores import SCORES
 
 FOUND_IOU = 0.5
+FOLD_IOU = 0.5  # a box that overlaps a better one by more is a copy of it
+TOP = 20  # boxes drawn
+MAX_NAME = 255  # bytes of the name of a file
 # Longer side of the pictures in pixels: labels have one size, whatever the size of the image.
 SIDES = 960, 1600
-# Width of the lines and size of the text, in pixels of a picture with a longer side of 1000.
-LINE, TEXT = 2.5, 15
+# Width of the lines of the best and size of the text, in pixels of a picture with a longer side of
+# 1000; the weakest line has `WEAK` of that width.
+LINE, TEXT = 4, 13
+WEAK = 0.4
 TINT = 0.4  # how much of the colour of a mask is seen
-LABELS = 10  # of the best boxes; more would hide the image
+LABELS = 10  # the best boxes have one; more would hide the image
 # Apart from each other and from the colours of scores also for the colour-blind, and by their
 # dashes.
 KNOWN, FOUND, MISSED = "#33c3ff", "#3dff3d", "#ffffff"
-COLORMAP = "plasma"  # dark purple: low; yellow: high
+# The bright part of plasma, red (low) to yellow (high): with a dark rim it is seen on any ground.
+COLORMAP, DIMMEST, BRIGHTEST = "plasma", 0.6, 0.95
 _SCORE_OF = {score.field: score for score in SCORES}
 
 
@@ -40,19 +48,24 @@ def draw_proposals(
     qualities: Mapping[str, NDArray[np.float64]] | None = None,
     masks: Sequence[Mapping[str, Any]] | None = None,
     objects: "Objects | None" = None,
+    top: int = TOP,
 ) -> Image.Image:
     """
     Args:
         image: RGB.
-        boxes (D, 4): all are drawn.
+        boxes (D, 4): those of :func:`choose` are drawn.
         scores (D,)
-        qualities: by field of `SCORES`, (D,) each; shown in the labels of the best.
+        qualities: by field of `SCORES`, (D,) each; in the labels of the best where there is room.
         masks: D COCO RLE.
         objects: the ground truth of the image.
+        top: how many boxes are drawn at most.
 
     Returns:
         the image, enlarged or reduced to `SIDES`, with the legend below.
     """
+    order = choose(boxes, scores, top)
+    boxes, scores = boxes[order], scores[order]
+    qualities = {name: values[order] for name, values in (qualities or {}).items()}
     width, height = image.size
     longer = max(image.size)
     scale = min(max(longer, SIDES[0]), SIDES[1]) / longer
@@ -63,29 +76,30 @@ def draw_proposals(
     low, high = scores.min(initial=1), scores.max(initial=0)
     digits = 2 if high - low > 0.1 else 3
     colors = score_colors(scores, low, high)
-    order = np.argsort(-scores, kind="stable")
+    lines = LINE * unit * (WEAK + (1 - WEAK) * _place(scores, low, high))
     if masks:
-        picture = _tint(picture, masks, colors, order[:LABELS])
+        picture = _tint(picture, [masks[i] for i in order[:LABELS]], colors)
     draw = ImageDraw.Draw(picture)
     if objects:
         is_found = objects.found_by(boxes)
         for box in objects.boxes[objects.seen]:
-            _rectangle(draw, scale * box, KNOWN, round(1.5 * line))
-    for i in order[::-1]:  # the best on top
-        _rectangle(draw, scale * boxes[i], colors[i], line)
+            _rectangle(draw, scale * box, KNOWN, max(line // 2, 1))
+    for i in range(len(boxes))[::-1]:  # the best on top
+        _rectangle(draw, scale * boxes[i], colors[i], max(round(lines[i]), 1))
     used = []  # by labels
     if objects:
         novel = [(i, FOUND if is_found[i] else MISSED) for i in np.flatnonzero(~objects.seen)]
-        for i, color in novel:
-            _rectangle(draw, scale * objects.boxes[i], color, 2 * line, dashed=color == MISSED)
-        for i, color in novel:
-            _label(draw, scale * objects.boxes[i], objects.names[i], color, font, used, size, True)
-    qualities = qualities or {}
-    for i in order[:LABELS]:
-        numbers = [f"{scores[i]:.{digits}f}"]
-        numbers += [f"{_SCORE_OF[name].letter} {v[i]:.2f}" for name, v in qualities.items()]
-        _label(draw, scale * boxes[i], "  ".join(numbers), colors[i], font, used, size)
-    # Of the legend: a colour, "bar" or "" and a text.
+        for j, color in novel:
+            _rectangle(draw, scale * objects.boxes[j], color, line + 1, dashed=color == MISSED)
+        for j, color in novel:
+            _label(draw, scale * objects.boxes[j], objects.names[j], color, font, used, size, True)
+    for i in range(len(boxes))[:LABELS]:
+        text = f"{scores[i]:.{digits}f}"
+        more = [text, *(f"{_SCORE_OF[name].letter} {v[i]:.2f}" for name, v in qualities.items())]
+        if font.getlength("  ".join(more)) < scale * (boxes[i, 2] - boxes[i, 0]):
+            text = "  ".join(more)  # on small boxes it would hide others
+        _label(draw, scale * boxes[i], text, colors[i], font, used, size)
+    # The legend's: a colour, "bar" or "", and a text.
     best = f", the {LABELS} best with numbers; score" if len(boxes) > LABELS else ", score"
     entries = [("bar", f"{len(boxes)} proposals{best}")] if len(boxes) else [("", "no proposals")]
     if qualities and len(boxes):
@@ -100,20 +114,30 @@ def draw_proposals(
     return whole
 
 
-class Objects:
+def choose(
+    boxes: NDArray[np.float64], scores: NDArray[np.float64], top: int = TOP
+) -> NDArray[np.int64]:
     """
-    The ground truth of an image.
-
     Args:
-        boxes (G, 4)
-        seen (G,): bool, whether the category of each was seen in training.
-        names: G names of their categories.
-    """
+        boxes (D, 4)
+        scores (D,)
+        top: how many at most.
 
-    def __init__(self, boxes: NDArray[np.float64], seen: NDArray[np.bool_], names: list[str]):
-        self.boxes = boxes
-        self.seen = seen
-        self.names = names
+    Returns:
+        indices of the best, best first, without copies: boxes that overlap a better one by an IoU
+        above `FOLD_IOU`.
+    """
+    order = np.argsort(-scores, kind="stable")
+    return order[nms(boxes[order], FOLD_IOU)[:top]]
+
+
+@dataclass(eq=False)
+class Objects:
+    """The ground truth of an image."""
+
+    boxes: NDArray[np.float64]  # (G, 4)
+    seen: NDArray[np.bool_]  # (G,), whether the category of each was seen in training
+    names: list[str]  # G names, their categories'
 
     @classmethod
     def of(cls, ground_truth: Any, index: int) -> "Objects":
@@ -175,11 +199,13 @@ def score_colors(scores, low, high):
     """D colours (red, green, blue), 0 to 255, of scores (D,) between `low` and `high`."""
     from matplotlib import colormaps
 
-    place = (scores - low) / max(high - low, 1e-6)
-    rgb = colormaps[COLORMAP](0.15 + 0.8 * place.clip(0, 1))[
-        ..., :3
-    ]  # the ends are near black and near white
+    rgb = colormaps[COLORMAP](DIMMEST + (BRIGHTEST - DIMMEST) * _place(scores, low, high))[..., :3]
     return [tuple(color) for color in (255 * rgb).astype(int).reshape(-1, 3).tolist()]
+
+
+def _place(scores, low, high):
+    """(D,): where scores (D,) lie between `low`, 0, and `high`, 1."""
+    return ((scores - low) / max(high - low, 1e-6)).clip(0, 1)
 
 
 def _rectangle(draw, box, color, width, dashed=False):
@@ -218,14 +244,14 @@ def _label(draw, box, text, color, font, used, size, below=False):
             return
 
 
-def _tint(picture, rles, colors, order):
-    """Colour the masks of the best boxes, each without what a better one covers."""
+def _tint(picture, rles, colors):
+    """Colour masks, best first, each without what a better one covers."""
     pixels = np.array(picture, float)
     covered = np.zeros(pixels.shape[:2], bool)
-    for i in order:
-        mask = np.asarray(Image.fromarray(mask_utils.decode(rles[i])).resize(picture.size)) > 0
+    for rle, color in zip(rles, colors):
+        mask = np.asarray(Image.fromarray(mask_utils.decode(rle)).resize(picture.size)) > 0
         own = mask & ~covered
-        pixels[own] += TINT * (np.array(colors[i]) - pixels[own])
+        pixels[own] += TINT * (np.array(color) - pixels[own])
         covered |= mask
     return Image.fromarray(pixels.round().astype(np.uint8))
 
@@ -275,11 +301,30 @@ def _legend(width, entries, low, high):
 
 
 def picture_path(folder: StrPath, name: str) -> str:
-    """Where the picture of the image `name` goes: under the same name, as JPEG."""
+    """
+    Where the picture of the image `name` goes: under the same name, as JPEG. One that is longer
+    than file systems take is shortened, see :func:`list_shortened`.
+    """
+    parts = _picture_name(name).split(os.sep)
+    for i, part in enumerate(parts):
+        if len(part.encode()) > MAX_NAME:
+            digest = hashlib.sha256(part.encode()).hexdigest()[:12]
+            begin = part.encode()[: MAX_NAME - 20].decode(errors="ignore")
+            parts[i] = f"{begin}-{digest}{os.path.splitext(part)[1][:5]}"
+    return os.path.join(folder, *parts)
+
+
+def _picture_name(name):
     is_jpeg = name.lower().endswith((".jpg", ".jpeg"))
-    return os.path.join(
-        folder, os.path.normpath(os.path.join("/", name))[1:] + ("" if is_jpeg else ".jpg")
-    )
+    return os.path.normpath(os.path.join("/", name))[1:] + ("" if is_jpeg else ".jpg")
+
+
+def list_shortened(folder: StrPath, names: Iterable[str]) -> None:
+    """Write the names that :func:`picture_path` shortens to `shortened.txt`, if there are any."""
+    short = {name: picture_path("", name) for name in names}
+    lines = [f"{path}\t{name}\n" for name, path in short.items() if path != _picture_name(name)]
+    if lines:
+        write_file(os.path.join(folder, "shortened.txt"), "".join(lines))
 
 
 def save_picture(picture: Image.Image, path: StrPath) -> None:

@@ -1,8 +1,17 @@
 """Reading JSON, and writing files whole or not at all."""
 
+import codecs
 import contextlib
+import gzip
 import json
 import os
+import platform
+import secrets
+import sys
+import tempfile
+import textwrap
+import time
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -12,10 +21,25 @@ from oln_d2.checks import InputError
 StrPath = str | os.PathLike[str]
 
 
+@contextlib.contextmanager
+def open_json(path: StrPath) -> Iterator[IO[bytes]]:
+    """
+    Yields the text of a JSON file as UTF-8 without a byte order mark, also where the file is gzip,
+    or UTF-16 as PowerShell writes it.
+    """
+    with open(Path(path).expanduser(), "rb") as file:
+        zipped = file.peek(2)[:2] == b"\x1f\x8b"
+        f: Any = gzip.GzipFile(fileobj=file) if zipped else file
+        encoding = json.detect_encoding(f.peek(4)[:4])
+        if encoding == "utf-8-sig":
+            f.read(len(codecs.BOM_UTF8))
+        yield f if encoding.startswith("utf-8") else codecs.EncodedFile(f, "utf-8", encoding)
+
+
 def read_json(path: StrPath) -> Any:
     """
     Args:
-        path: a JSON file.
+        path: a JSON file, see :func:`open_json`.
 
     Returns:
         what the file holds.
@@ -24,12 +48,13 @@ def read_json(path: StrPath) -> Any:
         InputError: the file is missing, not readable or not complete JSON.
     """
     try:
-        return json.loads(Path(path).expanduser().read_bytes())
+        with open_json(path) as f:
+            return json.loads(f.read())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, EOFError, zlib.error, RecursionError) as error:
         message = f"{path}: not complete, valid JSON ({error}); fetch or write it again"
         raise InputError(message) from None
 
@@ -43,10 +68,18 @@ def check_output(path: StrPath, inputs: Iterable[StrPath]) -> None:
     Raises:
         InputError: it cannot be written, or is one of `inputs`.
     """
-    if not os.path.isdir(os.path.dirname(os.path.abspath(path))) or os.path.isdir(path):
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder) or os.path.isdir(path):
         raise InputError(f"{path}: is a folder, or its folder does not exist; give a file")
     if os.path.realpath(path) in map(os.path.realpath, inputs):
         raise InputError(f"{path}: is one of the files to be read; write to another")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path)  # fails where the name is too long
+        if os.path.isfile(path) or not os.path.exists(path):  # no device
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); give another") from None
 
 
 def make_folder(path: StrPath) -> None:
@@ -55,51 +88,102 @@ def make_folder(path: StrPath) -> None:
         path: a folder that is to be written to; made with those above it, or there already.
 
     Raises:
-        InputError: it is a file or cannot be made.
+        InputError: it is a file, or cannot be made or written to.
     """
     if os.path.exists(path) and not os.path.isdir(path):
         raise InputError(f"{path}: is a file; give a folder")
     try:
         os.makedirs(path, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise InputError(f"{path}: cannot be made ({error.strerror}); choose another") from None
+        what = "written to" if os.path.isdir(path) else "made"
+        raise InputError(f"{path}: cannot be {what} ({error.strerror}); choose another") from None
 
 
 @contextlib.contextmanager
 def write_whole(path: StrPath) -> Iterator[str]:
     """
-    Write all of a file or nothing: the body writes to a temporary name beside `path`, with the same
-    ending, which then takes the place of `path`.
+    Write all of a file or nothing: the body writes to a name beside `path` that no file has, with
+    the same ending; the file then takes the place of `path`, or of what `path` links to.
 
         with write_whole("out.json") as temporary: ...
 
     Args:
-        path: where the file goes.
+        path: where the file goes. A device or a pipe is written to directly.
 
     Raises:
         InputError: it cannot be written there.
     """
-    name, ending = os.path.splitext(path)
-    temporary = f"{name}.tmp{ending}"
+    target = temporary = os.path.realpath(path)
+    is_device = os.path.dirname(os.path.abspath(path)) == "/dev"  # /dev/stdout may be a file
+    if is_device or (os.path.exists(path) and not os.path.isfile(path)):
+        target = temporary = os.fspath(path)
+    else:
+        # Hidden, and not longer than the name of a file may be.
+        name = f".{secrets.token_hex(8)}{os.path.splitext(path)[1]}"
+        temporary = os.path.join(os.path.dirname(target), name)
     try:
         yield temporary
-        os.replace(temporary, path)
+        if temporary != target:
+            os.replace(temporary, target)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
+        if temporary != target:
+            with contextlib.suppress(OSError):
+                os.remove(temporary)
 
 
-def lock(file: IO[Any]) -> bool:
+def write_file(path: StrPath, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, whole or not at all, see :func:`write_whole`."""
+    with write_whole(path) as temporary, open(temporary, "wb") as f:
+        f.write(content.encode() if isinstance(content, str) else content)
+
+
+def lock_folder(path: StrPath) -> IO[str]:
     """
+    Keep a folder for this process and for those that inherit the lock.
+
+        with lock_folder("output/"): ...
+
     Args:
-        file: open; locked until it is closed, by this process and by those that inherit it.
+        path: a folder that is there and is about to be written to.
 
     Returns:
-        False if another process has locked it. True also where the system, as Windows, or the file
-        system has no such locks.
+        a file, `.lock` in the folder, which says who has it; the folder is free when the file is
+        closed, or when the processes that have it have ended. Where the system, as Windows, or the
+        file system has no such locks, the folder is not locked.
+
+    Raises:
+        InputError: another process has the folder, other than the one that has started this
+            process; or it cannot be written to.
     """
+    command = [os.path.basename(word) for word in sys.argv[:1]] + sys.argv[1:]
+    what = textwrap.shorten(" ".join(command).replace("__main__.py", "oln-d2"), 60)
+    since = time.strftime("%Y-%m-%d %H:%M")
+    own = f"{what} (process {os.getpid()} on {platform.node()}, since {since})"
+    try:
+        file = open(os.path.join(path, ".lock"), "a+", encoding="utf-8")  # noqa: SIM115
+        if not _lock(file):
+            file.seek(0)
+            holder = file.read()
+            if f"(process {os.getppid()} on {platform.node()}," not in holder:
+                file.close()
+                raise InputError(
+                    f"{path}: is in use by {holder or 'another process'}; wait for it or choose "
+                    "another folder"
+                )
+        file.truncate(0)
+        file.write(own)
+        file.flush()
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{path}: cannot be written to ({reason}); choose another") from None
+    return file
+
+
+def _lock(file: IO[Any]) -> bool:
+    """False if another process has locked an open file; True also where there are no locks."""
     try:
         import fcntl
 

@@ -9,7 +9,12 @@ from oln_d2.propose.proposer import Proposer
 
 
 def load(
-    weights: StrPath | None = None, config_file: StrPath | None = None, device: str = "auto"
+    weights: StrPath | None = None,
+    config_file: StrPath | None = None,
+    device: str = "auto",
+    *,
+    min_size: int | None = None,
+    tiles: int | None = None,
 ) -> Proposer:
     """
     Make a proposer of a trained model.
@@ -24,12 +29,19 @@ def load(
             trained weights of the recipe that `config_file` names.
         config_file: Detectron2's; a file, or the name of a recipe of the model zoo.
         device: "cpu", "cuda" or "auto": CUDA where there is any.
+        min_size, tiles: to find smaller objects, see :meth:`Proposer.look_closer`.
 
     Raises:
         InputError: files that cannot be read, do not fit each other, or no such device.
         ImportError: PyTorch or Detectron2 is needed and missing; it says how to install it.
     """
     check_limits(device=(device, one_of("auto", "cpu", "cuda")))
+    proposer = _load(weights, config_file, device)
+    proposer.look_closer(min_size, tiles)
+    return proposer
+
+
+def _load(weights, config_file, device):
     if weights is None:
         if config_file is None:
             raise InputError(
@@ -40,13 +52,15 @@ def load(
     weights = os.path.expanduser(weights)
     if "://" not in weights and not os.path.isfile(weights):
         raise InputError(f"{weights}: no such file; give a trained model as weights")
+    if "://" in weights and config_file is None:
+        raise InputError(f"{weights}: is an address; fetch the file and give that")
     if weights.endswith(".onnx"):
         if config_file is not None:
             raise InputError(f"{weights}: holds its own configuration; leave out the config file")
         from oln_d2.propose.onnx import OnnxProposer
 
         return OnnxProposer(weights, "cpu" if device == "auto" else device)
-    with needs(f"{weights}", "torch"):
+    with needs(weights, "torch"):
         import torch
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda: PyTorch finds no CUDA device here; use cpu")
@@ -54,7 +68,6 @@ def load(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if config_file is not None:
         cfg = load_config(os.fspath(config_file), ["MODEL.DEVICE", device])
-        cfg.defrost()
         from oln_d2.engine.proposer import Detectron2Proposer
 
         return Detectron2Proposer(cfg, weights)

@@ -202,7 +202,7 @@ def label_and_sample(
 
 
 def has_area(boxes: Tensor, min_side: float = 0.0) -> Tensor:
-    """Of boxes, shape (R, 4), whether both sides are longer than `min_side` pixels, shape (R,)."""
+    """Whether both sides of boxes, shape (R, 4), are longer than `min_side` pixels, shape (R,)."""
     return (boxes[:, 2:] - boxes[:, :2] > min_side).all(dim=1)
 
 
@@ -225,7 +225,7 @@ def select_proposals(
         boxes, logits, levels: shape (R, 4), (R,), (R,); in any order.
         image_size: height and width.
         top_n: at most so many are kept.
-        min_side: of a box, in pixels; see :func:`has_area`.
+        min_side: in pixels, see :func:`has_area`.
         nms: from boxes, logits and levels to the indices that it keeps, by descending logit.
         diverged: given in training, where a prediction that is not finite is an error: the end of
             its message.

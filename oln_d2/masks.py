@@ -84,7 +84,7 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, height: int, width: int) -
     Args:
         probabilities: shape (D, M, M), in [0, 1].
         boxes: shape (D, 4), XYXY, absolute pixels.
-        height, width: of the image.
+        height, width: the image's, in pixels.
 
     Returns:
         D masks of the size of the image.

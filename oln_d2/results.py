@@ -31,7 +31,7 @@ class RLEMasks:
 
     Args:
         rles: D masks as pycocotools encodes them.
-        height, width: of the image.
+        height, width: the image's.
     """
 
     def __init__(self, rles: list[dict[str, Any]], height: int, width: int):
@@ -90,7 +90,7 @@ class Proposals:
             mask, each in [0, 1]; None where the model has no such score.
         masks (RLEMasks): D masks; None where the model has none.
         size (int, int): height and width of the image.
-        name (str): of the image; "" if it was not read from a file.
+        name (str): the image's; "" if it was not read from a file.
     """
 
     def __init__(
@@ -118,7 +118,9 @@ class Proposals:
         """
         self.size, self.name, self._image = size, name, image
         self.scores = _floats(scores)
-        self.boxes = _floats(boxes).reshape(-1, 4)
+        self.boxes = _floats(boxes)
+        if self.boxes.ndim == 1:  # one box, or none
+            self.boxes = self.boxes.reshape(-1, 4)
         self.objectness = _optional(objectness)
         self.box_scores = _optional(box_scores)
         self.mask_scores = _optional(mask_scores)
@@ -126,6 +128,8 @@ class Proposals:
         for field, value in self._fields().items():
             if len(value) != len(self.scores):
                 raise InputError(f"{field} has {len(value)} entries, scores {len(self.scores)}")
+        if self.boxes.shape != (len(self.scores), 4):
+            raise InputError(f"boxes have shape {self.boxes.shape}, not (D, 4)")
         if (np.diff(self.scores) > 0).any():
             self._select(np.argsort(-self.scores, kind="stable"))
 
@@ -175,10 +179,11 @@ class Proposals:
         check_limits(iou=(iou, FRACTION))
         return self[nms(self.boxes, iou)]
 
-    def draw(self, top: int = 20) -> Image.Image:
+    def draw(self, top: int = drawing.TOP, objects: "drawing.Objects | None" = None) -> Image.Image:
         """
         Args:
-            top: how many are drawn, the best.
+            top: how many are drawn, the best without near copies.
+            objects: the ground truth, drawn as well.
 
         Returns:
             the image with boxes and masks coloured by score, and a legend; its longer side has 960
@@ -187,10 +192,10 @@ class Proposals:
         Raises:
             InputError: the image is not known, or cannot be read any more.
         """
-        some = self.top(top)
-        masks = some.masks.rles if some.masks is not None else None
+        check_limits(top=(top, POSITIVE_INT))
+        masks = self.masks.rles if self.masks is not None else None
         return drawing.draw_proposals(
-            self.image, some.boxes, some.scores, some.qualities(), masks=masks
+            self.image, self.boxes, self.scores, self.qualities(), masks, objects, top
         )
 
     def crops(self) -> list[Image.Image]:

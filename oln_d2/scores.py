@@ -6,8 +6,8 @@ from typing import NamedTuple
 class Score(NamedTuple):
     """A predicted quality in [0, 1]."""
 
-    attribute: str  # of detections, an array
-    field: str  # of an entry of a results file, and in MODEL.OLN.SCORES
+    attribute: str  # detections have it, an array
+    field: str  # in the entries of results files, and in MODEL.OLN.SCORES
     letter: str  # in the labels of pictures
     meaning: str
 

@@ -1,5 +1,6 @@
 """Recipes trained one after another, and their metrics in one table."""
 
+import math
 import os
 import signal
 import subprocess
@@ -11,8 +12,8 @@ from tabulate import tabulate
 
 from oln_d2.checks import InputError, needs
 from oln_d2.evaluation.result import percent, write_report
-from oln_d2.files import StrPath, lock, read_json, write_whole
-from oln_d2.model_zoo import load_config
+from oln_d2.files import StrPath, lock_folder, make_folder, read_json, write_file
+from oln_d2.model_zoo import flatten, load_config
 
 # The metrics of the table.
 _METRICS = [
@@ -47,8 +48,8 @@ def sweep(
         InputError: recipes, settings or folders that cannot be used; before the first one is run.
         ImportError: Detectron2 is not installed.
     """
-    recipes, output = [os.fspath(recipe) for recipe in recipes], os.fspath(output)
-    folders = _name_folders(recipes, output)
+    output = Path(output)
+    folders = _name_folders(map(os.fspath, recipes), output)
     failed = []
     if not collect_only:
         _check(folders, opts)
@@ -58,14 +59,16 @@ def sweep(
             if _is_finished(folder):
                 print(title, "finished before")
                 continue
-            print(title, f"training, see {_log(folder)}", flush=True)
-            reason = _train(recipe, folder, num_gpus, opts)
+            print(title, f"training, see {folder / 'sweep.log'}", flush=True)
+            try:
+                reason = _train(recipe, folder, num_gpus, opts)
+            except InputError as error:  # another process has the folder
+                reason = error
             if reason:
                 failed.append(recipe)
                 print(title, f"failed: {reason}", flush=True)
                 continue
-            with write_whole(_marker(folder)) as temporary:
-                Path(temporary).touch()
+            (folder / "finished").touch()
             print(title, "finished", flush=True)
     _collect(folders, output)
     return failed
@@ -87,7 +90,7 @@ def _name_folders(recipes, output):
         if name.startswith("Base-"):
             print(f"{recipe}: is the base of other recipes; left out")
             continue
-        folder = os.path.join(output, name)
+        folder = output / name
         if folder in folders.values():
             raise InputError(f"{recipe}: the second recipe named {name}, for one folder; rename it")
         folders[recipe] = folder
@@ -104,60 +107,43 @@ def _check(folders, opts):
     if "OUTPUT_DIR" in opts:
         raise InputError("--opts OUTPUT_DIR: each recipe has its folder in --output")
     for recipe, folder in folders.items():
-        settings = _flatten(yaml.safe_load(load_config(recipe, opts).dump()))
+        settings = flatten(yaml.safe_load(load_config(recipe, opts).dump()))
         # Written by Detectron2 when a run starts.
-        before = os.path.join(folder, "config.yaml")
-        if not os.path.isfile(before):
+        before = folder / "config.yaml"
+        if not before.is_file():
             continue
-        with open(before, encoding="utf-8") as f:
-            known = _flatten(yaml.safe_load(f))
-        changed = [
-            key
-            for key in sorted({*settings, *known} - {"OUTPUT_DIR"})
-            if settings.get(key) != known.get(key)
-        ]
+        try:
+            known = flatten(yaml.safe_load(before.read_text(encoding="utf-8")) or {})
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{before}: is damaged ({reason}); remove it and run again") from None
+        keys = sorted({*settings, *known} - {"OUTPUT_DIR"})
+        changed = [key for key in keys if settings.get(key) != known.get(key)]
         if changed:
             raise InputError(
-                f"{folder}: holds a run with another value of "
-                f"{', '.join(changed)}; choose another --output or remove the folder"
+                f"{folder}: holds a run with another value of {', '.join(changed[:5])}; choose "
+                "another --output or remove the folder"
             )
-
-
-def _flatten(settings, prefix=""):
-    flat = {}
-    for key, value in (settings or {}).items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _marker(folder):
-    return os.path.join(folder, "finished")
+    for folder in folders.values():
+        make_folder(folder)
 
 
 def _is_finished(folder):
-    return os.path.isfile(_marker(folder))
-
-
-def _log(folder):
-    return os.path.join(folder, "sweep.log")
+    return (folder / "finished").is_file()
 
 
 def _train(recipe, folder, num_gpus, opts):
     """Train a recipe, from its last checkpoint if there is one; returns why it failed, or None."""
-    os.makedirs(folder, exist_ok=True)
-    with open(_log(folder), "a+b") as log:
-        if not lock(log):  # it is the output of the process that trains, too
-            return "a process is training there; wait for it or end it"
+    # The process that trains has the folder too, also when this one is killed.
+    with lock_folder(folder) as lock, open(folder / "sweep.log", "a+b") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "oln_d2.train_net", "--config-file", recipe, "--resume"]
-            + ["--num-gpus", str(num_gpus), *opts, "OUTPUT_DIR", folder],
+            + ["--num-gpus", str(num_gpus), *opts, "OUTPUT_DIR", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=[lock.fileno()] if os.name == "posix" else (),
         )
         try:
             code = process.wait()
@@ -179,7 +165,7 @@ def _collect(folders, output):
     rows = []
     for recipe, folder in folders.items():
         if _is_finished(folder):
-            for path in sorted(Path(folder).glob("inference/*/open_world_results.json")):
+            for path in sorted(folder.glob("inference/*/open_world_results.json")):
                 rows += [
                     {
                         "recipe": Path(recipe).stem,
@@ -204,12 +190,9 @@ def _collect(folders, output):
         colalign=["left"] * 4 + ["right"] * len(_METRICS),
     )
     print(f"\n{table}\n\nPercent. Numbers of different protocols are not comparable.")
-    with write_whole(os.path.join(output, "results.md")) as temporary:
-        Path(temporary).write_text(table + "\n", encoding="utf-8")
-    write_report(os.path.join(output, "results.json"), rows)
+    write_file(output / "results.md", table + "\n")
+    write_report(output / "results.json", rows)
 
 
 def _cell(value):
-    if isinstance(value, str):
-        return value
-    return percent(float("nan") if value is None else value)
+    return value if isinstance(value, str) else percent(math.nan if value is None else value)

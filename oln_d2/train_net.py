@@ -6,11 +6,13 @@ Train or evaluate OLN and its reference detectors.
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import sys
 from typing import TYPE_CHECKING, Any
 
-from oln_d2.checks import InputError, require_detectron2
+from oln_d2.checks import InputError, reason, require_detectron2
+from oln_d2.files import lock_folder, make_folder
 from oln_d2.model_zoo import find_config_file, load_config
 
 if TYPE_CHECKING:
@@ -18,15 +20,7 @@ if TYPE_CHECKING:
 
 
 def setup(args: argparse.Namespace) -> "CfgNode":
-    """
-    The frozen config of a run, whose output folder and loggers are then set up.
-
-    Args:
-        args: of Detectron2's `default_argument_parser`.
-
-    Raises:
-        InputError: see :func:`oln_d2.model_zoo.load_config`.
-    """
+    """The frozen config of a run, see :func:`main`, whose output folder and loggers are set up."""
     import detectron2.utils.comm as comm
     from detectron2.engine import default_setup
     from detectron2.utils.logger import setup_logger
@@ -44,7 +38,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     Train, or evaluate with `args.eval_only`, in this process.
 
     Args:
-        args: of Detectron2's `default_argument_parser`.
+        args: as Detectron2's `default_argument_parser` makes them.
 
     Returns:
         the metrics of the last evaluation; {} in all processes but the main one.
@@ -59,7 +53,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
     cfg = setup(args)
     if args.eval_only:
-        evaluators = Trainer.check_data(cfg)
+        evaluators = Trainer.check_data(cfg, training=False)
         model = Trainer.build_model(cfg)
         StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         results = Trainer.test(cfg, model, evaluators)
@@ -71,17 +65,27 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return trainer.train()
 
 
+def _reason(error):
+    diverged = ""
+    if isinstance(error, FloatingPointError):
+        from oln_d2.modeling.rpn import DIVERGED as diverged
+    processes = "lower DATALOADER.NUM_WORKERS, or in docker run raise --shm-size; --resume goes on"
+    memory = "lower SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN; --resume goes on"
+    return reason(error, processes, memory, diverged)
+
+
 def _main_of_process(args, messages):
-    """`main`; of several processes, the one that started them gets the message of an InputError."""
+    """`main`; of several processes, the one that started them gets the reason of a failure."""
     try:
         main(args)
-    except InputError as error:
-        messages.put(str(error))
+    except Exception as error:
+        if sentence := _reason(error):
+            messages.put(sentence)
         raise
 
 
 def _check(args):
-    """Raises InputError for settings that cannot be used, before processes are started."""
+    """The config; InputError for settings that cannot be used, before processes are started."""
     import torch
 
     if not args.config_file:
@@ -91,7 +95,8 @@ def _check(args):
             f"--num-machines {args.num_machines} needs --dist-url; give an address of the first "
             "machine that all can reach, such as tcp://HOST:PORT"
         )
-    device = load_config(args.config_file, args.opts).MODEL.DEVICE
+    cfg = load_config(args.config_file, args.opts)
+    device = cfg.MODEL.DEVICE
     found, needed = torch.cuda.device_count(), max(args.num_gpus, 1)
     if device.startswith("cuda") and found < needed:
         raise InputError(
@@ -104,37 +109,50 @@ def _check(args):
             f"with MODEL.DEVICE {device}, and PyTorch finds {found} here; lower --num-gpus, or "
             "hide the GPUs: set the environment variable CUDA_VISIBLE_DEVICES to nothing"
         )
+    batch, processes = cfg.SOLVER.IMS_PER_BATCH, needed * args.num_machines
+    if not args.eval_only and cfg.SOLVER.REFERENCE_WORLD_SIZE == 0 and batch % processes:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH is {batch}, which {processes} processes cannot share evenly; "
+            "give a multiple, and SOLVER.BASE_LR in proportion"
+        )
+    make_folder(cfg.OUTPUT_DIR)
+    return cfg
 
 
 def run() -> None:
     """The command line."""
-    try:
-        require_detectron2("train_net.py")
-    except ImportError as error:
-        sys.exit(f"{error}. Without it, `python -m oln_d2 train` trains OLN-Box")
-    from detectron2.engine import default_argument_parser, launch
-    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
-
-    parser = default_argument_parser(epilog=__doc__)
-    parser.set_defaults(dist_url="auto")  # any free port; the default is always the same
-    args = parser.parse_args()
     messages = multiprocessing.get_context("spawn").SimpleQueue()
     try:
-        _check(args)
-        launch(
-            _main_of_process,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args, messages),
-        )
-    except InputError as error:
-        sys.exit(f"train_net.py: {error}")
-    except (ProcessExitedException, ProcessRaisedException):
-        if messages.empty():
+        try:
+            require_detectron2("train_net.py")
+        except ImportError as error:
+            sys.exit(f"{error}. Without it, `python -m oln_d2 train` trains OLN-Box")
+        from detectron2.engine import default_argument_parser, launch
+
+        parser = default_argument_parser(epilog=__doc__)
+        parser.set_defaults(dist_url="auto")  # any free port; the default is always the same
+        args = parser.parse_args()
+        cfg = _check(args)
+        writes = not args.eval_only and args.machine_rank == 0
+        with lock_folder(cfg.OUTPUT_DIR) if writes else contextlib.nullcontext():
+            launch(
+                _main_of_process,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args, messages),
+            )
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        print("train_net.py: stopped; a training goes on with --resume", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        sentence = _reason(error) if messages.empty() else messages.get()
+        if sentence is None:
             raise
-        sys.exit(f"train_net.py: {messages.get()}")
+        sys.exit(f"train_net.py: {sentence}")
 
 
 if __name__ == "__main__":

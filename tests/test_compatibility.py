@@ -78,7 +78,7 @@ def test_results_files(tmp_path, capsys):
     assert main(["evaluate", str(gt), str(results), "--split", "voc"]) == 0
     line = ["visualize", gt, results, "--split", "voc", "--images", root / "coco/val2017"]
     assert main([*map(str, line), "--output", str(tmp_path / "out"), "--html"]) == 0
-    assert "c 0.250, b 1.000, m 0.500" in (tmp_path / "out/index.html").read_text()
+    assert '"c":[0.25' in (tmp_path / "out/index_files/data.js").read_text()
 
 
 @NEEDS_DETECTRON2

@@ -200,7 +200,7 @@ def test_detectron2_keys_are_left_alone():
     cfg.MODEL.OLN.LTRB_INIT = 0.25
     add_oln_config(cfg)  # by another part of the project; keeps what was set
     assert cfg.MODEL.OLN.LTRB_INIT == 0.25
-    del cfg.MODEL["OLN"], cfg.TEST["OPEN_WORLD_PROTOCOLS"]
+    del cfg.MODEL["OLN"], cfg.TEST["OPEN_WORLD_PROTOCOLS"], cfg.DATASETS["OWN"]
     assert cfg == stock
 
 

@@ -1,7 +1,9 @@
 """Category splits and open-world data sets."""
 
+import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +63,7 @@ def test_unknown_category_is_named():
     """A misspelt category must not silently count as unseen."""
     categories = [{"id": 3, "name": "dog"}, {"id": 1, "name": "cat"}, {"id": 2, "name": "cow"}]
     assert split_category_ids(categories, ["cow", "dog"], "gt.json") == ([2, 3], [1])
-    with pytest.raises(InputError, match="gt.json.*'dogg'.*cat, cow, dog"):
+    with pytest.raises(InputError, match="gt.json.*'dogg'.*'cat', 'cow', 'dog'"):
         split_category_ids(categories, ["dogg"], "gt.json")
 
 
@@ -134,12 +136,12 @@ def test_bad_data_sets_are_named(coco, tmp_path):
         with pytest.raises(InputError, match=message):
             load_open_world_coco(*args, training=True)
     (coco / "coco/train2017/000000000003.jpg").unlink()
-    with pytest.raises(InputError, match=r"000000000003.jpg: no such image.*images\[2\]"):
+    with pytest.raises(InputError, match="1 of 6 images .* are missing, .*000000000003.jpg"):
         load_open_world_coco(json_file, image_root, "voc", training=True)
 
 
 @NEEDS_DETECTRON2
-def test_registration(coco):
+def test_registration(coco, monkeypatch):
     """
     Names for DATASETS.TRAIN and DATASETS.TEST; again is harmless; another under a name is not.
     """
@@ -162,6 +164,12 @@ def test_registration(coco):
         assert MetadataCatalog.get("tiny").thing_classes == ["object"]
         with pytest.raises(InputError, match="tiny: another data set"):
             register_open_world_coco("tiny", json_file, image_root, seen=["zebra"], training=True)
+        DatasetCatalog.remove("tiny")
+        MetadataCatalog.remove("tiny")
+        monkeypatch.setenv("HOME", str(coco))
+        below = [f"~{path.removeprefix(str(coco))}" for path in (json_file, image_root)]
+        register_open_world_coco("tiny", *below, seen=["dog"], training=True)
+        assert os.path.isfile(DatasetCatalog.get("tiny")[0]["file_name"])
     finally:
         DatasetCatalog.remove("tiny")
         MetadataCatalog.remove("tiny")
@@ -187,7 +195,7 @@ def test_ground_truth_is_checked(coco):
             lambda c: c["annotations"][4].update(bbox=[1, 2, float("nan"), 4]),
             r"annotations\[4\].*bbox",
         ),
-        (lambda c: c["categories"][0].pop("name"), "id 1 has no 'name'"),
+        (lambda c: c["categories"][0].pop("name"), "id 1, has no 'name'"),
     ]
     for spoil, message in broken:
         content = json.loads(json.dumps(good))
@@ -201,6 +209,84 @@ def test_ground_truth_is_checked(coco):
     open(json_file, "w").write("[]")
     with pytest.raises(InputError, match="results file, not ground truth"):
         load_coco(json_file)
+
+
+def test_values_are_read_as_tools_write_them(tmp_path):
+    """An object would become a crowd, or an image vanish, by the type of a number."""
+    content = {
+        "images": [{"id": "1", "file_name": "a.jpg", "width": 96.0, "height": "64.0"}],
+        "categories": [{"id": 2.0, "name": "mug"}],
+        "annotations": [
+            {"image_id": 1.0, "category_id": "2", "bbox": [1, 2, 3, 4], "iscrowd": value}
+            for value in (0, None, False, "0", 0.0, "0.0", 1, True, "1", 1.0)
+        ],
+    }
+    given = copy.deepcopy(content)
+    path = tmp_path / "gt.json"
+    path.write_text(json.dumps(content))
+    for clean in (load_coco(path), coco_module.check_coco("gt", content)):
+        image = {"id": 1, "file_name": "a.jpg", "width": 96, "height": 64}
+        assert clean["images"] == [image] and clean["categories"] == [{"id": 2, "name": "mug"}]
+        assert [a["iscrowd"] for a in clean["annotations"]] == [0] * 6 + [1] * 4
+        for annotation in clean["annotations"]:
+            values = annotation["image_id"], annotation["category_id"], annotation["iscrowd"]
+            assert values[:2] == (1, 2) and all(type(value) is int for value in values)
+    assert content == given
+    assert GroundTruth(content, ["mug"]).crowd.sum() == 4
+    for field, entry, values in (
+        ("iscrowd", content["annotations"][3], ("", "no", 2, [], 0.5, "-1")),
+        ("width", content["images"][0], (-1, "wide", 96.5, True, [96], "-3")),
+        ("id", content["categories"][0], (None, "2a", True, 1.5, float("inf"))),
+    ):
+        good = entry[field]
+        for entry[field] in values:
+            message = rf"gt: \w+\[[03]\]: {field} {re.escape(repr(entry[field]))} is n"
+            with pytest.raises(InputError, match=message):
+                coco_module.check_coco("gt", content)
+        entry[field] = good
+
+
+def test_what_is_left_out_of_training_is_said(coco, caplog):
+    """Most of the objects could be missing from a training without a word."""
+    json_file, image_root = paths(coco, "train")
+    content = json.loads(open(json_file).read())
+    content["images"][0]["height"] = 31
+    open(json_file, "w").write(json.dumps(content))
+    with caplog.at_level("INFO", "oln_d2"):
+        load_images(json_file, image_root, "voc", training=True)
+    assert caplog.messages == [
+        f"{json_file}: 4 of 6 images and 7 of 18 objects are trained on; left out: 1 images below "
+        "32 px a side, 1 images without an object to train on, 8 objects of categories that are "
+        "not seen, 1 crowds, 2 objects in images that are too small"
+    ]
+    content["images"][0]["height"] = 0
+    open(json_file, "w").write(json.dumps(content))
+    with pytest.raises(InputError, match=r"images\[0\]: height 0; write"):
+        load_images(json_file, image_root, "voc", training=True)
+
+
+def test_names_with_spaces_case_and_commas(tmp_path):
+    """A category that is named as people see it would be unknown, or be another one."""
+    names = ["mug ", "Formula 1", "cup", "Cup", "mug, blue"]
+    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+    for seen, ids in (
+        ("mug", [0]),
+        ("mug ", [0]),
+        ([" MUG"], [0]),
+        ("formula 1, Cup", [1, 3]),
+        (["cup"], [2]),
+    ):
+        assert split_category_ids(categories, seen, "gt.json")[0] == ids
+    with pytest.raises(InputError, match="'CUP' could be 'cup' or 'Cup'"):
+        split_category_ids(categories, "CUP", "gt.json")
+    with pytest.raises(InputError, match="'blue'.*'mug, blue'; names with a comma go into a text"):
+        split_category_ids(categories, "mug, blue", "gt.json")
+    file = tmp_path / "seen.txt"
+    file.write_text("Mug, blue\n")
+    assert split_category_ids(categories, file, "gt.json")[0] == [4]
+    with pytest.raises(InputError, match="0', .* and 95 more") as error:
+        split_category_ids(categories, [f"name {i}" for i in range(100)], "gt.json")
+    assert len(str(error.value)) < 400
 
 
 def test_ground_truth_is_parsed_once(coco, monkeypatch):
@@ -255,8 +341,8 @@ def test_unknown_category_of_a_large_vocabulary():
     """The error must be readable, though the data set has a thousand categories."""
     categories = [{"id": i, "name": f"name {i}"} for i in range(1000)]
     categories.append({"id": 1000, "name": "Chair"})
-    with pytest.raises(InputError, match="'chair'.*of its 1001 these are similar: Chair$"):
-        split_category_ids(categories, ["chair"], "gt.json")
+    with pytest.raises(InputError, match="'chiar'.*of its 1001 these are similar: 'Chair'$"):
+        split_category_ids(categories, ["chiar"], "gt.json")
 
 
 def as_file_name(name):

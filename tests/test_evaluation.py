@@ -521,12 +521,22 @@ def test_bad_settings(settings, message):
 
 
 def test_ground_truth_without_area():
-    """Recall by size would be of boxes where masks are meant, without a word."""
+    """Recall by size would be of boxes where masks are meant, without a word, or of nonsense."""
     content, _ = one_image([[10, 10, 50, 50]])
-    for area in (None, math.nan, -1, "9"):
-        content["annotations"][0]["area"] = area
-        with pytest.raises(InputError, match=r"annotations\[0\]: area"):
+    annotation = content["annotations"][0]
+    for area in (math.nan, -1, "9", [9]):
+        annotation["area"] = area
+        with pytest.raises(InputError, match=r"annotations\[0\]: area .* leave it out"):
             GroundTruth(content, names(SEEN), "gt.json")
+    del annotation["area"]
+    triangle = [[10, 10, 60, 10, 10, 60]]
+    for segmentation, area in ((None, 2500), ([[]], 2500), (triangle, 1250)):
+        annotation["segmentation"] = segmentation
+        gt = GroundTruth(content, names(SEEN), "gt.json")
+        assert gt.areas[0] == pytest.approx(area, rel=0.05)
+        (warning,) = [x for x in OpenWorldRecall(gt).result().warnings if "`area`" in x]
+        assert warning.startswith(f"1 of {len(gt.areas)} objects have no `area`")
+    assert "area" not in annotation  # it is the caller's
 
 
 def test_half_precision_tensors():

@@ -1,12 +1,16 @@
 """Results files: what is read is what was written, and bad files are refused by name and entry."""
 
+import copy
+import gzip
 import json
 
 import numpy as np
 import pytest
+from pycocotools import mask as mask_utils
 
 from oln_d2.checks import InputError
 from oln_d2.evaluation import GroundTruth, coco_results, read_results, write_results
+from oln_d2.files import read_json
 
 CONTENT = {
     "images": [{"id": 3, "width": 640, "height": 480}, {"id": 8, "width": 480, "height": 640}],
@@ -105,12 +109,18 @@ def test_scores_beside_the_score(gt, path, piece, monkeypatch):
         ([ENTRY, ENTRY, {**ENTRY, "score": float("nan")}], "entry 2: NaN is not a finite number"),
         ([ENTRY, {**ENTRY, "bbox": [0, 0, float("inf"), 1]}], "entry 1: Infinity is not"),
         ([ENTRY, ENTRY, {**ENTRY, "score": "high"}], "entry 2: score: Expected 'float', got 'str'"),
-        ([ENTRY, ENTRY, {**ENTRY, "bbox": [1, 2, 3]}], "entry 2: bbox: .*length 4"),
+        (
+            [ENTRY, ENTRY, {**ENTRY, "bbox": [1, 2, 3]}],
+            r"entry 2: bbox \[1.0, 2.0, 3.0\] is not four",
+        ),
         (
             [ENTRY, {"image_id": 3, "bbox": [1, 2, 3, 4]}],
             "entry 1: .*missing required field 'score'",
         ),
-        ([ENTRY, {**ENTRY, "image_id": "3"}], "entry 1: image_id: Expected 'int', got 'str'"),
+        ([ENTRY, {**ENTRY, "image_id": 3.5}], "entry 1: image_id 3.5 is not an integer"),
+        ([ENTRY, {**ENTRY, "image_id": "4"}], "entry 1: image_id '4' is neither id nor file name"),
+        ([ENTRY, {**ENTRY, "image_id": 2**63}], "entry 1: image_id: Expected"),
+        ([ENTRY, {"image_id": 3, "score": 1}], "entry 1: has neither 'bbox' nor 'segmentation'"),
         ([ENTRY, ENTRY, {**ENTRY, "image_id": 4}], "entry 2: image_id 4 is not in gt.json"),
         ([{**ENTRY, "bbox": [100, 100, 600, 400 + i]} for i in range(20)], "entry 0: .*corners"),
         ([{**ENTRY, "bbox": [0.1, 0.2, 0.3, 0.4]}] * 20, "entry 0: .*fractions"),
@@ -121,6 +131,100 @@ def test_bad_file(gt, path, text, message, piece, monkeypatch):
     monkeypatch.setattr(coco_results, "PIECE", piece)
     with pytest.raises(InputError, match=f"results.json: {message}"):
         read_results(write(path, text), gt)
+
+
+RLE = mask_utils.encode(np.asfortranarray(np.eye(480, 640, dtype=np.uint8)))
+COUNTS = RLE["counts"].decode()
+
+
+@pytest.mark.parametrize("piece", [300, 2**23])
+@pytest.mark.parametrize(
+    "name", [3, 3.0, "3", " 3", "3.0", "a.b", "a.b.jpg", "x/a.b.jpg", "x\\a.b", "/data/x/a.b.jpg"]
+)
+def test_images_by_any_name(path, piece, name, monkeypatch):
+    """Results of ultralytics and pandas could not be scored, or be those of another image."""
+    monkeypatch.setattr(coco_results, "PIECE", piece)
+    content = copy.deepcopy(CONTENT)
+    content["images"][0]["file_name"] = "x/a.b.jpg"
+    gt = GroundTruth(content, [], "gt.json")
+    entries = [{**ENTRY, "image_id": 8}] * 6 + [{**ENTRY, "image_id": name, "objectness": 0.5}] * 6
+    for detections in (
+        read_results(write(path, entries), gt),
+        coco_results.convert_entries(entries, gt),
+    ):
+        assert detections.image_ids.tolist() == [8] * 6 + [3] * 6
+        assert detections.boxes.tolist() == [ENTRY["bbox"]] * 12
+        assert detections.scores.tolist() == [ENTRY["score"]] * 12
+
+
+@pytest.mark.parametrize("name", ["a", "3", "b.jpg", "3.jpg"])
+def test_images_that_could_be_several(path, name):
+    """Detections would be counted on another image."""
+    content = copy.deepcopy(CONTENT)
+    content["images"] += [{"id": 5, "file_name": "y/a.jpg"}, {"id": 6, "file_name": "x/a.jpg"}]
+    content["images"].append({"id": 7, "file_name": "3.png"})
+    gt = GroundTruth(content, [], "gt.json")
+    with pytest.raises(InputError, match=f"entry 1: image_id '{name}' .* write the image's id"):
+        read_results(write(path, [ENTRY, {**ENTRY, "image_id": name}]), gt)
+
+
+@pytest.mark.parametrize("piece", [300, 2**23])
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        {"size": [480, 640], "counts": COUNTS},
+        {"size": [480.0, 640.0], "counts": COUNTS},
+        {"size": [480, 640], "counts": str(RLE["counts"])},
+        {"size": [480, 640], "counts": [0, *[1, 480] * 479, 1, 480 * 160]},
+    ],
+)
+def test_masks_in_any_form(gt, path, piece, segmentation, monkeypatch):
+    """Masks that are perfect would find nothing, or could not be read."""
+    monkeypatch.setattr(coco_results, "PIECE", piece)
+    for box in ([0, 0, 480, 480], None, []):
+        entries = [{**ENTRY, "bbox": box, "segmentation": segmentation}] * 4
+        for detections in (
+            read_results(write(path, entries), gt, masks=True),
+            coco_results.convert_entries(entries, gt, masks=True),
+        ):
+            assert detections.boxes.tolist() == [[0, 0, 480, 480]] * 4
+            np.testing.assert_array_equal(mask_utils.decode(detections.masks[3]), np.eye(480, 640))
+    assert read_results(path, gt).masks is None  # boxes are made of the masks here too
+
+
+def test_polygons_and_bytes(gt, path):
+    """pycocotools makes bytes, and some tools write polygons."""
+    polygon = [[0, 0, 10, 0, 10, 20, 0, 20]]
+    entry = {"image_id": 3, "score": 1, "segmentation": polygon}
+    detections = read_results(write(path, [entry]), gt, masks=True)
+    assert detections.boxes.tolist() == [[0, 0, 10, 20]]
+    assert mask_utils.area(detections.masks[0]) == 200
+    (mask,) = coco_results.convert_entries([{**ENTRY, "segmentation": RLE}], gt, masks=True).masks
+    assert mask_utils.area(mask) == 480
+    for bad in ("mask.png", {"size": [480, 640]}, [1, 2, 3], {"size": [9, 9], "counts": [3]}):
+        with pytest.raises(InputError, match="entry 0: 'segmentation' is neither RLE nor polygons"):
+            read_results(write(path, [{**entry, "segmentation": bad}]), gt)
+    with pytest.raises(InputError, match="entry 1: has no 'segmentation', so these results have"):
+        read_results(write(path, [{**ENTRY, "segmentation": polygon}, ENTRY]), gt, masks=True)
+
+
+@pytest.mark.parametrize("piece", [101, 2**23])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_encodings(gt, path, encoding, zipped, piece, monkeypatch):
+    """Files that PowerShell or a text editor wrote could not be read."""
+    monkeypatch.setattr(coco_results, "PIECE", piece)
+    entries = [{**ENTRY, "caption": "\u00e9\U0001f600"}] * 20
+    text = json.dumps(entries, ensure_ascii=False).encode(encoding)
+    with open(path, "wb") as f:
+        f.write(gzip.compress(text) if zipped else text)
+    assert read_results(path, gt).boxes.tolist() == [ENTRY["bbox"]] * 20
+    assert read_json(path) == entries
+    with open(path, "wb") as f:
+        f.write(gzip.compress(text)[:-20] if zipped else text[:-3])
+    for read in (read_json, lambda path: read_results(path, gt)):
+        with pytest.raises(InputError, match="results.json: .*not complete"):
+            read(path)
 
 
 def test_missing_file(gt, path):

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ROOT
-from test_propose import noise, propose, results, same
+from conftest import NEEDS_DETECTRON2, ROOT
+from test_propose import noise, propose, results, same, small_recipe
 from test_standalone import standalone_model
 from torchvision.transforms.functional import to_tensor
 
@@ -56,8 +56,9 @@ def assert_same(found, expected, side):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_onnx(exported, size):
+def test_onnx(exported, size, monkeypatch):
     """onnxruntime must propose what PyTorch does, on images of any size."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2,1")  # as nested OpenMP has it
     image = to_tensor(noise(*size, seed=size[0]))
     with torch.no_grad():
         (expected,) = load_detector(str(exported / "model.pth"))([image])
@@ -115,6 +116,27 @@ def test_propose(exported, tmp_path):
         inputs = [f"{tmp_path}/*.png", "--weights", exported / name]
         assert propose(*inputs, "--output", tmp_path / name) == 0
     same(results(tmp_path / "model.pth"), results(tmp_path / "model.onnx"), share=0.95)
+
+
+@NEEDS_DETECTRON2
+def test_model_of_train_net(tmp_path):
+    """A checkpoint of Detectron2, with its config file, must export as the model that it is."""
+    from detectron2.modeling import build_model
+
+    from oln_d2.model_zoo import load_config
+
+    recipe = small_recipe(tmp_path)
+    torch.manual_seed(0)
+    model = build_model(load_config(recipe))
+    torch.save({"model": model.state_dict(), "iteration": 3}, tmp_path / "d2.pth")
+    line = ["export", tmp_path / "d2.pth", tmp_path / "d2.onnx", "--config-file", recipe]
+    assert main([str(word) for word in line]) == 0
+    noise(120, 90).save(tmp_path / "photo.png")
+    for name, *config in (("d2.pth", "--config-file", recipe), ("d2.onnx",)):
+        output = tmp_path / f"of {name}"
+        inputs = [tmp_path / "photo.png", "--weights", tmp_path / name, *config]
+        assert propose(*inputs, "--output", output) == 0
+    same(results(tmp_path / "of d2.pth"), results(tmp_path / "of d2.onnx"), share=0.95)
 
 
 def test_bad_input_is_one_sentence(exported, tmp_path, capsys):

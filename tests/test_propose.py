@@ -215,6 +215,40 @@ def test_results_are_evaluated(weights, photos, tmp_path, capsys):
     assert {e["image_id"] for e in json.loads((tmp_path / "part/results.json").read_text())} == {69}
 
 
+def test_turned_images_of_a_ground_truth(weights, tmp_path, capsys):
+    """
+    Boxes of an image annotated as it is stored are of another frame than those of the upright one:
+    runs with the ground truth and without must not take each other's.
+    """
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(120, 90).save(tmp_path / "a.jpg", exif=exif)
+    noise(120, 90, seed=1).save(tmp_path / "b.jpg")
+    images = [
+        {"id": i, "file_name": name, "width": 120, "height": 90} for i, name in enumerate("ab")
+    ]
+    categories = [{"id": 1, "name": "cat"}]
+    content = {"images": images, "annotations": [], "categories": categories}
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    run = [tmp_path / "a.jpg", tmp_path / "b.jpg", "--weights", weights, "--draw"]
+    run += ["--output", tmp_path / "out"]
+    gt = ["--gt", tmp_path / "gt.json"]
+    sizes = []
+    for options, new in ((gt, 2), (gt, 0), ([], 1), ([], 0), (gt, 1)):
+        assert propose(*run, *options) == 0
+        printed = capsys.readouterr().out
+        assert f"{new} of them new" in printed
+        assert ("1 images are read as they are stored" in printed) == (options == gt)
+        found = json.loads((tmp_path / "out/images.json").read_text())["images"]
+        sizes.append([(image["width"], image["height"]) for image in found])
+        right = max(x + width for x, _, width, _ in array(results(tmp_path / "out")["a.jpg"]))
+        assert right <= sizes[-1][0][0] + 1e-3
+        with Image.open(tmp_path / "out/pictures/a.jpg") as picture:
+            assert (picture.width > picture.height) == (options == gt)
+    assert sizes[0] == sizes[1] == sizes[4] == [(120, 90), (120, 90)]
+    assert sizes[2] == sizes[3] == [(90, 120), (120, 90)]
+
+
 def test_second_run_only_does_what_is_new(weights, photos, tmp_path, monkeypatch):
     """What is done must not be done again; new and changed images must."""
     from oln_d2.standalone.proposer import StandaloneProposer
@@ -335,7 +369,7 @@ def test_bad_input_is_one_sentence(weights, photos, tmp_path, capsys):
         ([photos, "--weights", weights, "--output", photos], "outside of"),
         ([tmp_path / "old", *good], "not UTF-8"),
         ([photos, *good, "--gt", tmp_path / "no.json"], "no.json"),
-        ([photos, *good, "--gt", tmp_path / "no.json", "--format", "csv"], "format coco"),
+        ([photos, *good, "--gt", tmp_path / "no.json", "--format", "csv"], "has no image ids"),
     ]
     if not torch.cuda.is_available():
         cases.append(([photos, *good, "--device", "cuda"], "finds no CUDA device"))
@@ -528,7 +562,7 @@ def test_videos_are_upright(tmp_path):
         video.mux(stream.encode(av.VideoFrame.from_image(image)))
         video.mux(stream.encode())
     _, (source,) = find_sources([str(tmp_path / "phone.mp4")], str(tmp_path / "out"))
-    ((_, image),) = read_frames(source)
+    ((_, image, _),) = read_frames(source)
     pixels = np.asarray(image).astype(int)
     assert pixels.shape == (128, 64, 3)
     assert pixels[:56, :, 0].min() > 200 and pixels[72:, :, 2].min() > 200

@@ -332,3 +332,5 @@ def test_the_text_says_what_was_measured(control):
     text = " ".join(text.split())
     assert "Here Faster R-CNN finds more" in text and "100 images" in text
     assert ("no novel objects" in text) == control and ("designed" in text) != control
+    text = describe({"OLN-Box": Result(0.2), "Faster R-CNN": Result(0.2)}, control)
+    assert "Here both find as many" in text

@@ -119,6 +119,8 @@ def test_rows_go_together():
     assert len(found[2]) == 1 and found[-1].scores == [0.25]
     assert [i in found.nms(0.5).scores for i in SCORES] == [True, False, True, True]
     assert len(found.nms(1.0)) == 4
+    with pytest.raises(InputError, match=r"boxes have shape \(3, 5\), not"):
+        Proposals(np.ones((3, 5)), [0.9, 0.8, 0.7], size=(80, 100))
     with pytest.raises(InputError, match="objectness has 3"):
         some_proposals(objectness=SCORES[:3])
     with pytest.raises(InputError, match="k is 0"):

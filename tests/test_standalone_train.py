@@ -212,7 +212,7 @@ def test_digest_tells_data_apart(coco, tmp_path):
         lambda c: None,
         lambda c: c["annotations"][0]["bbox"].__setitem__(2, 21),
         lambda c: c["annotations"][0].update(category_id=c["annotations"][2]["category_id"]),
-        lambda c: c["images"][0].update(file_name=c["images"][1]["file_name"]),
+        lambda c: [c["images"][i].update(file_name=f"{2 - i:012d}.jpg") for i in (0, 1)],
     ):
         content = json.loads(original)
         change(content)
@@ -304,7 +304,8 @@ def test_output_is_writable_before_training(coco, tmp_path, capsys, output):
     (tmp_path / "file").write_text("kept")
     assert main(options(coco, tmp_path / output)) == 2
     printed = capsys.readouterr()
-    assert "cannot be written to" in printed.err and "Traceback" not in printed.err
+    assert "give a folder" in printed.err or "choose another" in printed.err
+    assert "Traceback" not in printed.err
     assert "iterations" not in printed.out and (tmp_path / "file").read_text() == "kept"
 
 
@@ -338,13 +339,38 @@ def test_diverged_training_keeps_the_last_good_checkpoint(coco, tmp_path, capsys
     assert all(value.isfinite().all() for value in last.values())
 
 
+def test_folder_in_use(coco, tmp_path):
+    """Of two runs in one folder, both would end well and one be lost."""
+    (tmp_path / "out").mkdir()
+    code = "import sys; from oln_d2.files import lock_folder\n"
+    code += "with lock_folder(sys.argv[1]): print(flush=True), input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "out"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        other.stdout.readline()
+        with pytest.raises(InputError, match="out: is in use by"):
+            run(coco, tmp_path / "out")
+    finally:
+        other.communicate(b"\n")
+    run(coco, tmp_path / "out")
+
+
 def test_diverged_training_stops(coco, tmp_path, monkeypatch):
     """NaN weights must not be trained on for days, nor saved."""
     model = build_detector(**CONFIG)
-    torch.nn.init.constant_(model.roi_heads.box_predictor.box_score.bias, float("nan"))
-    save_checkpoint(model, str(tmp_path / "nan.pth"))
-    with pytest.raises(FloatingPointError, match="iteration 0.*learning rate"):
-        run(coco, tmp_path / "out", weights=str(tmp_path / "nan.pth"))
+    bias, path = model.roi_heads.box_predictor.bbox_pred.bias, str(tmp_path / "weights.pth")
+    for value, error, message in (
+        (float("nan"), InputError, "weights.pth: .*bbox_pred.bias holds NaN"),
+        (3e38, FloatingPointError, "iteration 0.*learning rate"),
+    ):
+        torch.nn.init.constant_(bias, value)
+        save_checkpoint(model, path)
+        with pytest.raises(error, match=message):
+            run(coco, tmp_path / "out", weights=path)
     # The loss of an iteration tells nothing of its step, which here goes beyond float32.
     monkeypatch.setattr("oln_d2.standalone.training.WEIGHT_DECAY", 1e30)
     with pytest.raises(FloatingPointError, match="Weights .* after iteration 0.*learning rate"):

@@ -1,6 +1,5 @@
 """The command `sweep`: real runs of recipes as processes, on a small data set."""
 
-import fcntl
 import json
 import os
 import signal
@@ -10,6 +9,8 @@ import time
 
 import pytest
 from conftest import NEEDS_DETECTRON2, ROOT, make_coco
+
+from oln_d2.files import lock_folder
 
 # 30 iterations: time to be killed within them.
 SMALL = (
@@ -159,7 +160,7 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     folder = tmp_path / "oln_box_R_10_FPN_GN"
     folder.mkdir()
-    with open(folder / "sweep.log", "w") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
+    with lock_folder(folder):
         assert main(["sweep", BOX, "--output", str(tmp_path)]) == 1
-    assert f"{BOX}: failed: a process is training there" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{BOX}: failed: {folder}: is in use by " in out and f"process {os.getpid()} on" in out

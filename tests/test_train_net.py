@@ -162,6 +162,129 @@ def test_resume_refuses_another_model(data, trained, tmp_path):
 
 
 @NEEDS_DETECTRON2
+def test_resume_with_a_cut_checkpoint(data, trained, tmp_path):
+    """A run whose last checkpoint is not whole must go on from the one before, and say so."""
+    whole = (trained[0] / "model_0000001.pth").read_bytes()
+    (tmp_path / "model_0000001.pth").write_bytes(whole)
+    (tmp_path / "model_0000002.pth").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
+    code, log = run(data, tmp_path, options=["--resume"])
+    assert code == 0, log
+    assert "model_0000002.pth: is not complete" in log
+    assert f"goes on from {tmp_path}/model_0000001.pth" in log
+    assert "Starting training from iteration 2" in log
+    for path in tmp_path.glob("*.pth"):
+        path.write_bytes(b"")
+    code, log = run(data, tmp_path, options=["--resume"])
+    last = log.splitlines()[-1]
+    assert code == 1 and ".pth: is empty" in last and "start without --resume" in last
+
+
+@NEEDS_DETECTRON2
+def test_own_data_without_code(data, tmp_path):
+    """
+    Who has one's own JSON must not need a script, which several processes would not know of. Paths
+    may have spaces and colons.
+    """
+    folder = tmp_path / "my data: 1"
+    (folder / "images").mkdir(parents=True)
+    for image in (data / "coco/val2017").iterdir():
+        (folder / "images" / image.name).write_bytes(image.read_bytes())
+    annotations = (data / "coco/annotations/instances_val2017.json").read_text()
+    (folder / "ann.json").write_text(annotations)
+    (folder / "seen.txt").write_text("dog\nperson\n")
+    where = f"'{folder}/ann.json', '{folder}/images'"
+    rows = f"[['mine', {where}, '{folder}/seen.txt'], ['my_val', {where}, ['dog', 'person']]]"
+    own = ["DATASETS.OWN", rows, "DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "('my_val',)"]
+    code, log = run(data, tmp_path / "run", *own, "TEST.EVAL_PERIOD", 0)
+    assert code == 0, log
+    assert "4 training images" in log
+    config = tmp_path / "run/config.yaml"
+    weights = ["MODEL.WEIGHTS", tmp_path / "run/model_final.pth"]
+    options = ["--eval-only", "--num-gpus", 2]
+    # Where the model is evaluated, the training data need not be.
+    gone = ["DATASETS.TRAIN", "('coco_2017_coco_train',)"]
+    empty = tmp_path / "empty"
+    code, log = run(empty, tmp_path / "again", *weights, *gone, options=options, recipe=config)
+    assert code == 0, log
+    assert (tmp_path / "again/inference/my_val/open_world_results.json").is_file()
+    for rows, message in (
+        ("[['mine', 'a.json', 'images']]", "DATASETS.OWN: ['mine', 'a.json', 'images'] is no row"),
+        ("[['mine', 'a.json', 'images', 'seen.txt']]", "seen.txt: no such file"),
+        (
+            "[['my_val', 'a.json', 'images', 'dog']]",
+            "as 'mine'; describe your own with DATASETS.OWN",
+        ),
+        ("mine:a.json", "DATASETS.OWN"),
+    ):
+        code, log = run(data, tmp_path / "bad", "DATASETS.OWN", rows, *own[2:])
+        last = log.splitlines()[-1]
+        assert code == 1 and last.startswith("train_net.py: ") and message in last, log
+        assert len(last) < 400
+
+
+@NEEDS_DETECTRON2
+def test_broken_images_are_named(tmp_path):
+    """After hours "image file is truncated" is of no use: which one?"""
+    data = make_coco(tmp_path / "data")
+    train, val = (data / f"coco/{part}2017/000000000003.jpg" for part in ("train", "val"))
+    whole = train.read_bytes()
+    weights = tmp_path / "weights.pth"
+    torch.save({"model": {"fc.weight": torch.zeros(2, 2)}}, weights)
+    train.write_bytes(whole[: len(whole) // 2])
+    for workers in (0, 2):
+        code, log = run(data, tmp_path, "DATALOADER.NUM_WORKERS", workers)
+        last = log.splitlines()[-1]
+        assert code == 1 and last.startswith(f"train_net.py: {train}: cannot be read"), log
+        assert "Traceback" not in log
+    train.write_bytes(whole)
+    val.write_bytes(whole)  # of another size
+    code, log = run(data, tmp_path, "DATALOADER.NUM_WORKERS", 1, "SOLVER.MAX_ITER", 2)
+    last = log.splitlines()[-1]
+    assert code == 1 and last.startswith(f"train_net.py: {val}: is ") and "fetch the image" in last
+
+
+@NEEDS_DETECTRON2
+def test_no_average_precision_of_persons(data, trained, tmp_path):
+    """COCO's own evaluation would take "object" for the first class and print its AP."""
+    weights = ["MODEL.WEIGHTS", trained[0] / "model_final.pth"]
+    tests = ["DATASETS.TEST", "('coco_2017_val',)"]
+    code, log = run(data, tmp_path, *weights, *tests, options=["--eval-only"])
+    last = log.splitlines()[-1]
+    assert code == 1 and "and the model one, object, which would be scored as 'airplane'" in last
+    assert "coco_2017_voc_val" in last and len(last) < 400
+
+
+@NEEDS_DETECTRON2
+def test_stopped_and_in_use(data, tmp_path):
+    """
+    Ctrl-C must say how to go on; and of two runs in one folder the second would spoil the first.
+    """
+    endless = ["SOLVER.MAX_ITER", "100000", "TEST.EVAL_PERIOD", "0"]
+    process = subprocess.Popen(
+        command(tmp_path, endless, (), RECIPE),
+        cwd=ROOT,
+        env=environment(data),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        # Also where the tests run in the background, whose processes ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        while not (tmp_path / "last_checkpoint").is_file():
+            assert process.poll() is None
+            time.sleep(0.1)
+        code, log = run(data, tmp_path)
+        assert code == 1 and "is in use by" in log.splitlines()[-1], log
+    finally:
+        process.send_signal(signal.SIGINT)
+        log, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, log
+    assert "--resume" in log.splitlines()[-1] and "Traceback" not in log
+
+
+@NEEDS_DETECTRON2
 def test_best_checkpoint_of_two_data_sets(data, tmp_path):
     """With several test sets the first one's metric must choose the best checkpoint."""
     tests = "('coco_2017_voc_val','coco_2017_person_val')"
@@ -246,16 +369,12 @@ def test_bad_input_is_one_sentence(data, trained, tmp_path):
     evaluate = ["--eval-only"]
     broken = tmp_path / "broken.yaml"
     broken.write_text("MODEL: [")
-    no_area = make_coco(tmp_path / "no_area")
-    val = no_area / "coco/annotations/instances_val2017.json"
-    val.write_text(val.read_text().replace('"area"', '"size"'))
     cases = [
         (data, [], ["MODEL.WEIGHTS", tmp_path / "gone.pth"], "gone.pth: no such file"),
         (data, [], ["DATASETS.TRAIN", "('nope',)"], "no data set is registered as 'nope'"),
         (data, [], ["TEST.OPEN_WORLD_PROTOCOLS", "['xclas']"], "'xclas' is not one of xclass"),
         (data, ["--num-gpus", 2], [], "MODEL.DEVICE is cpu"),
         (data, ["--config-file", broken], [], "broken.yaml"),
-        (no_area, [], [], "instances_val2017.json: annotations[0]: area None"),
         (data, evaluate, [], "MODEL.WEIGHTS is empty"),
         (data, evaluate, ["MODEL.WEIGHTS", tmp_path / "gone.pth"], "gone.pth: no such file"),
         (data, evaluate, ["MODEL.WEIGHTS", other], "other.pth: the checkpoint of another model"),
@@ -269,6 +388,7 @@ def test_bad_input_is_one_sentence(data, trained, tmp_path):
         ),
         (tmp_path / "empty", [], [], "instances_train2017.json: no such file; the data set coco_"),
         (tmp_path / "empty", [*evaluate, "--num-gpus", 2], weights, "DETECTRON2_DATASETS names"),
+        (data, ["--num-gpus", 2], ["SOLVER.IMS_PER_BATCH", 3], "which 2 processes cannot share"),
         (data, ["--num-gpus", 99], ["MODEL.DEVICE", "cuda"], "this needs 99 CUDA devices"),
         (data, [], ["MODEL.WEIGHTS", "http://127.0.0.1:9/w.pkl"], "w.pkl: cannot be fetched"),
         (data, ["--config-file", "oln_bix_R_50_FPN.yaml"], [], "near it: oln_box_R_50_FPN.yaml"),
@@ -292,6 +412,7 @@ def test_more_processes_than_gpus(monkeypatch):
     # The only way to have one GPU, on any machine.
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     args = argparse.Namespace(config_file=ROOT / RECIPE, opts=[], num_gpus=1, num_machines=1)
+    args.eval_only = False
     _check(args)
     args.num_gpus = 2
     with pytest.raises(InputError, match="--num-gpus 2: .* MODEL.DEVICE cpu, .* finds 1 here"):
@@ -299,6 +420,22 @@ def test_more_processes_than_gpus(monkeypatch):
     args.opts = ["MODEL.DEVICE", "cuda"]
     with pytest.raises(InputError, match="needs 2 CUDA devices, and PyTorch finds 1 here"):
         _check(args)
+
+
+@NEEDS_DETECTRON2
+def test_advice_is_given_once():
+    """Where training diverges or memory is short, one line must say what to lower."""
+    from oln_d2.modeling.rpn import DIVERGED
+    from oln_d2.train_net import _reason
+
+    for message in (
+        "Loss became infinite or NaN at iteration=3!\nloss_dict = {}",
+        f"NaN: {DIVERGED}",
+    ):
+        advice = _reason(FloatingPointError(message))
+        assert advice.count("lower SOLVER.BASE_LR") == 1 and "\n" not in advice
+    advice = _reason(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
+    assert advice.startswith("memory is short") and "SOLVER.IMS_PER_BATCH" in advice
 
 
 @NEEDS_DETECTRON2

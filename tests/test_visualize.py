@@ -1,7 +1,6 @@
 """Pictures of proposals, and `oln-d2 visualize`."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -10,7 +9,17 @@ from PIL import Image, ImageColor
 from pycocotools import mask as mask_utils
 
 from oln_d2.cli import main
-from oln_d2.drawing import FOUND, KNOWN, MISSED, Objects, contact_sheet, draw_proposals
+from oln_d2.drawing import (
+    FOUND,
+    KNOWN,
+    MISSED,
+    Objects,
+    choose,
+    contact_sheet,
+    draw_proposals,
+    score_colors,
+)
+from oln_d2.results import Proposals
 
 GREY = (90, 90, 90)
 # Known; novel and found; novel and missed.
@@ -59,16 +68,49 @@ def test_colours_tell_what_was_found():
     assert white[1] > white[0] + 1500 and white[0] > 1500
 
 
-def test_colours_tell_the_score():
-    """The best must have the bright end of the colour bar, the worst its dark end."""
+def test_colours_and_lines_tell_the_score():
+    """The best must have the bright end of the colour bar and a broad line, the worst neither."""
     picture = draw_proposals(Image.new("RGB", (400, 300), GREY), BOXES, SCORES)
-    # The left sides of the two boxes, 2.4 times as large in the picture.
+    # Across the left sides of the two boxes, 2.4 times as large in the picture.
     best, worst = (
-        np.array(picture.getpixel((round(2.4 * x), round(2.4 * y))))
+        np.array([picture.getpixel((round(2.4 * x) + i, round(2.4 * y))) for i in range(8)])
         for x, y in ((205, 120), (320, 250))
     )
-    assert best.sum() > worst.sum() + 150
+    widths = [(side.max(axis=1) > 150).sum() for side in (best, worst)]
+    assert widths[0] > widths[1] > 0
+    assert best[0].sum() > worst[0].sum() + 60
     assert draw_proposals(Image.new("RGB", (400, 300)), BOXES[:0], SCORES[:0]).width == 960
+
+
+@pytest.mark.parametrize("ground", [0, 60, 127, 190, 255])
+def test_lines_are_seen_on_any_ground(ground):
+    """No box may vanish, dark on dark or light on light: its colour or its rim stands out."""
+
+    def luminance(rgb):
+        linear = np.where(np.array(rgb) > 10, ((np.array(rgb) / 255 + 0.055) / 1.055) ** 2.4, 0)
+        return linear @ (0.2126, 0.7152, 0.0722)
+
+    colors = score_colors(np.linspace(0, 1, 20), 0, 1)
+    colors += [ImageColor.getrgb(color) for color in (KNOWN, FOUND, MISSED)]
+    for color in colors:
+        contrasts = []
+        for part in color, (0, 0, 0):
+            low, high = sorted([luminance(part), luminance((ground,) * 3)])
+            contrasts.append((high + 0.05) / (low + 0.05))
+        assert max(contrasts) > 2.4  # 1 is none, dark purple on black has 1.3
+
+
+def test_few_boxes_and_no_copies():
+    """Ten copies of a box would hide its object; the best of them has to stay, and other boxes."""
+    copies = BOXES[0] + np.random.RandomState(0).uniform(-8, 8, (30, 4))
+    boxes, scores = np.vstack([copies, BOXES[1:]]), np.linspace(0.1, 0.9, 31)
+    scores[-1] = 0.2
+    assert choose(boxes, scores).tolist() == [29, 30]
+    far = np.arange(40)[:, None] * 10 + np.array([0.0, 0, 5, 5])
+    assert choose(far, np.linspace(1, 0, 40)).tolist() == list(range(20))
+    found = Proposals(boxes, scores, size=(300, 400), image=Image.new("RGB", (400, 300), GREY))
+    image, few = found.draw(), found[np.isin(found.scores, scores[[29, 30]])].draw()
+    assert np.array_equal(np.asarray(image), np.asarray(few))
 
 
 def test_masks_are_tinted():
@@ -109,6 +151,15 @@ def files(tmp_path):
     return tmp_path
 
 
+def read_page(folder):
+    """What the data of a page say, `about` and `images`."""
+    text = (folder / "index_files/data.js").read_text(encoding="utf-8")
+    about, images = (
+        text.removeprefix("const about = ").removesuffix(";\n").split(";\nconst images = ")
+    )
+    return json.loads(about), json.loads(images)
+
+
 def visualize(files, *arguments, gt="data/coco/annotations/instances_val2017.json"):
     line = ["visualize", files / gt, files / "results.json"]
     line += ["--images", files / "data/coco/val2017", "--output", files / "out", *arguments]
@@ -116,22 +167,23 @@ def visualize(files, *arguments, gt="data/coco/annotations/instances_val2017.jso
 
 
 def test_command(files, capsys):
-    """One picture an image; the page must tell each box's scores, and what each object is."""
+    """One picture an image; the page must have each box with its scores, and what objects are."""
     assert visualize(files, "--split", "voc", "--html", "--top-k", 1) == 0
     # Not of the image without detections.
     assert len(list((files / "out").glob("*.jpg"))) == 4
-    page = (files / "out/index.html").read_text()
-    assert page.count("<figure>") == page.count("data:image/jpeg") == 4
-    for i in range(1, 5):
-        assert f"<figcaption>{i:012d}.jpg</figcaption>" in page
-    titles = re.findall("<title>(.+?)</title>", page)[1:]
-    assert len([title for title in titles if "c 0.250, b 0.750" in title]) == 4  # no object in one
-    kinds = [re.sub(r".*\((.+)\)", r"\1", title) for title in titles if "(" in title]
-    # The best of each image is on its last object, the zebra; one known object is a crowd.
-    assert sorted({kind: kinds.count(kind) for kind in kinds}.items()) == [
-        ("known", 7),
-        ("novel, found", 4),
-    ]
+    images = read_page(files / "out")[1]
+    assert [image["name"] for image in images] == [f"{i:012d}.jpg" for i in range(1, 5)]
+    for image in images:
+        for file in image["small"], image["full"]:
+            assert Image.open(files / "out" / file).size == tuple(image["size"])
+        (found,) = image["found"]
+        # All, to be shown by the page's sliders; the best first.
+        assert found["scores"] == sorted(found["scores"], reverse=True)
+        assert set(found["c"]) == {0.25} and set(found["b"]) == {0.75} and "m" not in found
+    seen = [seen for image in images for *_, seen, _ in image["objects"]]
+    names = {name for image in images for *_, name in image["objects"]}
+    assert sum(seen) == 7 and len(seen) == 11  # one known object is a crowd
+    assert names == {"person", "dog", "zebra"}
     assert "4 pictures" in capsys.readouterr().out
 
 

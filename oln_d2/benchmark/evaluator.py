@@ -30,7 +30,7 @@ def simulate_detections(
         ground_truth: the objects.
         images (n,): index of the images.
         dets: detections of each image.
-        seed: of the random numbers.
+        seed: for the random numbers.
 
     Returns:
         image ids (n * dets,), boxes (n * dets, 4) as XYWH in pixels, scores (n * dets,).
@@ -71,7 +71,7 @@ def benchmark_evaluator(
         num_images: only the first images; None: all of them.
         dets: detections of each image.
         reference_images: how many of the images the others run on; their time is scaled.
-        seed: of the detections.
+        seed: for the detections.
 
     Raises:
         InputError: an argument out of its range, a file that cannot be used, or Windows.

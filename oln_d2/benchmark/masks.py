@@ -15,9 +15,9 @@ def benchmark_masks(
     Print a table: seconds and memory from a mask head's squares to RLE, and how many pixels differ.
 
     Args:
-        num_masks: of the image.
-        height, width: of the image, in pixels.
-        seed: of the masks and boxes.
+        num_masks: how many the image has.
+        height, width: the image's, in pixels.
+        seed: for the masks and boxes.
 
     Raises:
         InputError: an argument out of its range, or Windows.

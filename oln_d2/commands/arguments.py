@@ -1,6 +1,8 @@
-"""Arguments that several commands have."""
+"""Arguments that several commands have, and a list that several print."""
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
 from oln_d2.data.splits import SPLITS
 
@@ -16,3 +18,15 @@ def add_seen(parser: argparse.ArgumentParser, required: bool = False) -> None:
         f"names of another data set, {', '.join(name for name in SPLITS if '_' in name)}",
     )
     seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
+
+
+def pick(args: argparse.Namespace, names: str) -> dict[str, Any]:
+    """The arguments of these names, separated by spaces, for a function that calls them so, too."""
+    return {name: getattr(args, name) for name in names.split()}
+
+
+def print_failures(title: str, failures: Sequence[str]) -> None:
+    """The first 10 sentences, and how many there are more; nothing where there is none."""
+    if failures:
+        more = [f"and {len(failures) - 10} more"] if len(failures) > 10 else []
+        print(title, *failures[:10], *more, sep="\n  ")

@@ -19,7 +19,8 @@ examples:
   oln-d2 evaluate gt.json a.json b.json --seen cat,dog --protocol both --json out.json
 
 RESULTS is in COCO's results format: a list of {"image_id", "bbox": [x, y, width, height] in pixels,
-"score"}. category_id is ignored. Write scores in full, and more than 100 detections an image.
+"score"}. category_id is ignored; an image may also go by its file_name. Write scores in full, and
+more than 100 detections an image.
 
 AR@k is the share of the objects that the first k detections of each image find, averaged over the
 IoU thresholds .50 to .95. ARs, ARm, ARl: objects below 32 x 32 pixels, up to 96 x 96, above. AUC:
@@ -30,7 +31,7 @@ the split. Protocol "xclass" (the OLN paper's): detections of seen objects cost 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("gt", metavar="GT", help="ground truth in COCO format, with `area`")
+    parser.add_argument("gt", metavar="GT", help="ground truth in COCO format")
     parser.add_argument("results", metavar="RESULTS", nargs="+", help="detections in COCO format")
     add_seen(parser, required=True)
     parser.add_argument(
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--iou",
         choices=["box", "mask"],
         default="box",
-        help="what overlaps; mask: the results need RLE",
+        help="what overlaps; mask: the results need masks",
     )
     parser.add_argument("--k", type=_ks, metavar="K,...", help="budgets, default 1,10,20,...,1500")
     parser.add_argument(
@@ -82,8 +83,10 @@ def run(args: argparse.Namespace) -> None:
     from oln_d2.files import check_output
 
     check_limits(bootstrap=(args.bootstrap, POSITIVE_INT), seed=(args.seed, SEED))
+    inputs = [args.gt, *args.results]
     for path in filter(None, (args.json, args.plot)):
-        check_output(path, (args.gt, *args.results))
+        check_output(path, inputs)
+        inputs.append(path)
     if args.plot:
         require_format(args.plot)
     settings = {"iou_type": args.iou, "ks": args.k, "max_dets": args.max_dets}
@@ -150,12 +153,9 @@ def _print_comparison(titles: Mapping[Any, str], results: "Mapping[Any, OpenWorl
 
 
 def _print_table(title: str, headers: list[str], rows: list[list[Any]]) -> None:
-    from tabulate import tabulate
+    from oln_d2.evaluation.result import text_table
 
-    table = tabulate(
-        rows, headers, disable_numparse=True, colalign=["left"] + ["right"] * (len(headers) - 1)
-    )
-    print(f"\n{title}\n{table}")
+    print(f"\n{title}\n{text_table(headers, rows)}")
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:

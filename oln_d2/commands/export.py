@@ -12,15 +12,29 @@ HELP = "a trained OLN-Box as ONNX or TorchScript"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", metavar="IN", help="a checkpoint of `train`, `quickstart` or `convert`"
+        "checkpoint",
+        metavar="IN",
+        help="a checkpoint of `train`, `quickstart` or `convert`; or, with --config-file, one of "
+        "train_net.py",
     )
     parser.add_argument("output", metavar="OUT", help="e.g. model.onnx or model.pt")
+    parser.add_argument(
+        "--config-file",
+        metavar="YAML",
+        help="the config.yaml in the output folder of train_net.py, or a recipe of MODEL_ZOO.md; "
+        "reading it needs Detectron2",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     from oln_d2.standalone.export import export
 
-    export(args.checkpoint, args.output)
+    config = None
+    if args.config_file is not None:
+        from oln_d2.model_zoo.translate import detector_config
+
+        config = detector_config(args.config_file)
+    export(args.checkpoint, args.output, config)
     print(
         f"{args.output} is written; `oln-d2 propose --weights` takes .onnx, torch.jit.load takes "
         ".pt"

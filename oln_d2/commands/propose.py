@@ -6,8 +6,22 @@ is done and goes on.
 
 import argparse
 
+from oln_d2.commands.arguments import pick
+
 HELP = "proposals on images, folders or videos, with any trained model"
-EXAMPLES = """\
+GOES_ON = "the same command goes on"
+FORMATS = {
+    "coco": "results.json, COCO's results, and images.json (default)",
+    "csv": "proposals.csv, a line a box",
+    "yolo": "labels/*.txt, with the score as sixth number",
+    "detectron2": "detectron2.pkl, its precomputed proposals, and images.json",
+    "mmdet2": "mmdet2.pkl, proposals of mmdetection 2, and images.json",
+    "mmdet3": "mmdet3.pkl, proposals of mmdetection 3, and images.json",
+    "labelstudio": "labelstudio.json, tasks with predictions for Label Studio",
+    "cvat": "cvat.json, annotations of COCO 1.0, also for other annotation tools",
+}
+EXAMPLES = "formats:\n" + "".join(f"  {name:<13}{text}\n" for name, text in FORMATS.items())
+EXAMPLES += """
 examples:
   oln-d2 propose photos/ 'more/*.jpg' street.mp4 --weights oln_box_d2.pth --output out/
   oln-d2 propose photos/ --config-file oln_mask_R_50_FPN.yaml --weights model_final.pth \\
@@ -20,7 +34,10 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "inputs", metavar="INPUT", nargs="+", help="images, folders, globs or videos"
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        help="images, folders, globs, videos, or .txt files that list some, one a line",
     )
     parser.add_argument(
         "--weights",
@@ -36,10 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="where everything goes")
     parser.add_argument(
         "--format",
-        choices=["coco", "csv", "yolo"],
+        choices=list(FORMATS),
+        metavar="FORMAT",
         default="coco",
-        help="coco: results.json and images.json (default); csv: proposals.csv; yolo: "
-        "labels/*.txt, with the score as sixth number",
+        help="for which tool, see below",
     )
     parser.add_argument(
         "--gt", metavar="JSON", help="take the image ids of this COCO file, by file_name"
@@ -60,6 +77,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IOU",
         help="leave out boxes that overlap a better one by more (the model's own: 0.7)",
     )
+    parser.add_argument(
+        "--min-size",
+        type=int,
+        metavar="PX",
+        help="shorter side of an image as the model sees it: more finds smaller objects",
+    )
+    parser.add_argument(
+        "--tiles",
+        type=int,
+        metavar="PX",
+        help="also propose on overlapping tiles of PX x PX pixels, for small objects",
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument(
         "--batch-size",
@@ -69,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images at once, of one size; the boxes do not depend on it (default %(default)s)",
     )
     parser.add_argument(
-        "--every", type=int, default=1, metavar="N", help="of a video, one of N frames"
+        "--every", type=int, default=1, metavar="N", help="of a video or animation, one of N frames"
     )
     parser.add_argument(
         "--draw", action="store_true", help="also pictures of the best, OUTPUT/pictures"
@@ -86,28 +115,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="pictures, and sheets of 60 of them each, OUTPUT/contact_sheet_001.jpg, ...",
     )
+    parser.add_argument(
+        "--html", action="store_true", help="also a page to look through, OUTPUT/index.html"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    from oln_d2.data.lookup import some
     from oln_d2.loading import load
     from oln_d2.propose import propose_files
-    from oln_d2.propose.run import some
 
-    proposer = load(args.weights, args.config_file, args.device)
+    proposer = load(args.weights, args.config_file, args.device, **pick(args, "min_size tiles"))
     done = propose_files(
         proposer,
         args.inputs,
         args.output,
-        format=args.format,
-        gt=args.gt,
-        top_k=args.top_k,
-        score=args.score,
-        nms=args.nms,
-        batch_size=args.batch_size,
-        every=args.every,
-        draw=args.draw,
-        draw_top=args.draw_top,
-        contact_sheet=args.contact_sheet,
+        **pick(
+            args,
+            "format gt top_k score nms batch_size every draw draw_top contact_sheet html",
+        ),
     )
     print(
         f"Proposals for {len(done.names)} images, {done.new} of them new, are in {args.output}; "
@@ -117,6 +143,16 @@ def run(args: argparse.Namespace) -> int:
         print(f"The model gives at most {proposer.max_detections} boxes an image, not {args.top_k}")
     if done.unknown:
         print(f"{len(done.unknown)} are not in {args.gt} and were left out: {some(done.unknown)}")
+    if done.absent:
+        print(
+            f"{len(done.absent)} images of {args.gt} are not among the inputs, so that they get no "
+            f"proposals: {some(done.absent)}"
+        )
+    if done.as_stored:
+        print(
+            f"{len(done.as_stored)} images are read as they are stored: EXIF would turn them, but "
+            f"their annotations in {args.gt} are of the unturned ones"
+        )
     if done.failures:
         print(f"{len(done.failures)} could not be read:", *done.failures, sep="\n  ")
     return 0 if done.names else 1

@@ -6,7 +6,10 @@ when the same command is given again.
 
 import argparse
 
+from oln_d2.commands.arguments import pick
+
 HELP = "train OLN and Faster R-CNN on a small synthetic data set and compare what they find"
+GOES_ON = "the same command goes on"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,11 +37,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from oln_d2.quickstart import quickstart
 
-    quickstart(
-        args.output,
-        engine=args.engine,
-        seed=args.seed,
-        control=args.control,
-        images=args.images,
-        epochs=args.epochs,
-    )
+    quickstart(args.output, **pick(args, "engine seed control images epochs"))

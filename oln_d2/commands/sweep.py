@@ -6,7 +6,10 @@ exit code is then 1.
 
 import argparse
 
+from oln_d2.commands.arguments import pick
+
 HELP = "train recipes one after another with Detectron2 and collect their metrics in a table"
+GOES_ON = "the same command goes on"
 EXAMPLES = """\
 examples:
   oln-d2 sweep oln_box_R_50_FPN.yaml ablations/{delta_coding,three_anchors}.yaml \\
@@ -37,13 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from oln_d2.sweep import sweep
 
-    failed = sweep(
-        args.recipes,
-        args.output,
-        num_gpus=args.num_gpus,
-        collect_only=args.collect_only,
-        opts=args.opts,
-    )
+    failed = sweep(args.recipes, args.output, **pick(args, "num_gpus collect_only opts"))
     if failed:
         print(f"\nfailed: {', '.join(failed)}")
     return 1 if failed else 0

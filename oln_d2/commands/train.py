@@ -4,11 +4,13 @@ For many GPUs and more settings use train_net.py.
 """
 
 import argparse
+import logging
 import os
 
-from oln_d2.commands.arguments import add_seen
+from oln_d2.commands.arguments import add_seen, pick
 
 HELP = "train OLN-Box on COCO-format data, without Detectron2"
+GOES_ON = "the same command with --resume goes on from the last checkpoint"
 EXAMPLES = """\
 examples:
   oln-d2 train --train-json train.json --images train/ --seen cat,dog \\
@@ -89,6 +91,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from oln_d2.standalone import train
 
+    is_main = os.environ.get("RANK", "0") == "0"
+    if is_main:  # which images and objects are left out, and why
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("oln_d2").setLevel(logging.INFO)
     config = {"depth": args.depth, "min_size": tuple(args.min_size), "max_size": args.max_size}
     weights_backbone = None
     if args.scratch:
@@ -100,23 +106,15 @@ def run(args: argparse.Namespace) -> None:
         args.images,
         args.split or args.seen,
         args.output,
-        val_json=args.val_json,
-        val_images=args.val_images,
         config=config,
-        weights=args.weights,
         weights_backbone=weights_backbone,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        warmup=args.warmup,
-        amp=args.amp,
-        device=args.device,
-        workers=args.workers,
-        checkpoint_every=args.checkpoint_every,
-        seed=args.seed,
-        resume=args.resume,
+        **pick(
+            args,
+            "val_json val_images weights epochs batch_size lr warmup amp device workers "
+            "checkpoint_every seed resume",
+        ),
     )
     if result is not None:
         print(result)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_main:
         print(f"The model is {os.path.join(args.output, 'model_final.pth')}.")

@@ -1,12 +1,13 @@
 """
-Draws the proposals of a results file into the images: coloured by score, with centerness (c) and
-predicted IoU (b) where the file has them; and the objects of the ground truth: known ones, novel
-ones found at IoU 0.5, novel ones missed.
+Draws the proposals of a results file into the images: coloured by score, weak ones thin, without
+near copies, with centerness (c) and predicted IoU (b) where the file has them; and the objects of
+the ground truth: known ones, novel ones found at IoU 0.5, novel ones missed. The page (--html)
+shows the same, to be switched, sorted and enlarged.
 """
 
 import argparse
 
-from oln_d2.commands.arguments import add_seen
+from oln_d2.commands.arguments import add_seen, pick, print_failures
 
 HELP = "pictures of a results file: proposals, objects, which novel ones were found"
 EXAMPLES = """\
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-images", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--masks", action="store_true", help="also tint the masks of the 10 best")
     parser.add_argument(
-        "--html", action="store_true", help="also a page that shows scores on hover"
+        "--html", action="store_true", help="also a page to look through, OUTPUT/index.html"
     )
 
 
@@ -49,21 +50,10 @@ def run(args: argparse.Namespace) -> int:
         args.images,
         args.output,
         seen=args.split or args.seen,
-        top_k=args.top_k,
-        num_images=args.num_images,
-        masks=args.masks,
-        html=args.html,
+        **pick(args, "top_k num_images masks html"),
     )
     if pictures.page:
-        print(f"Hover over the boxes in {pictures.page}")
+        print(f"Open {pictures.page} in a browser; it needs the folder index_files beside it")
     print(f"{len(pictures.paths)} pictures are in {args.output}")
-    if pictures.failures:
-        shown = pictures.failures[:10]
-        more = len(pictures.failures) - len(shown)
-        print(
-            f"{len(pictures.failures)} images could not be drawn:",
-            *shown,
-            *([f"and {more} more"] if more else []),
-            sep="\n  ",
-        )
+    print_failures(f"{len(pictures.failures)} images could not be drawn:", pictures.failures)
     return 0 if pictures.paths else 1

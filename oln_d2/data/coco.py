@@ -1,7 +1,10 @@
 """Reading and checking ground truth in COCO's JSON format."""
 
+import ast
+import logging
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,33 +13,37 @@ from weakref import WeakValueDictionary
 from pycocotools import mask as mask_utils
 
 from oln_d2.checks import InputError
+from oln_d2.data.lookup import find_images
 from oln_d2.data.splits import seen_names, split_category_ids
 from oln_d2.files import StrPath, read_json
+
+logger = logging.getLogger(__name__)
 
 # Images with a shorter side than this are left out of training, as in the authors' code.
 MIN_IMAGE_SIDE = 32
 
 
-class _Content(dict[str, Any]):
-    """A dict that can be referred to weakly."""
+class Content(dict[str, Any]):
+    """What :func:`load_coco` returns."""
 
 
-_held: WeakValueDictionary[tuple[object, ...], _Content] = WeakValueDictionary()
+_held: WeakValueDictionary[tuple[object, ...], Content] = WeakValueDictionary()
 
 
-def load_coco(path: StrPath) -> dict[str, Any]:
+def load_coco(path: StrPath) -> Content:
     """
     Read a COCO ground truth file and check all that training or evaluation will rely on, so that
     bad data stops the run before work is lost.
 
     Args:
-        path: JSON with the lists `images` (`id`, `width`, `height`), `annotations` (`image_id`,
-            `category_id`, `bbox` as XYWH in absolute pixels; `area` and `iscrowd` optional here)
-            and `categories` (`id`, `name`).
+        path: JSON, perhaps gzip, with the lists `images` (`id`, `width`, `height`), `annotations`
+            (`image_id`, `category_id`, `bbox` as XYWH in absolute pixels; `area` and `iscrowd`
+            optional) and `categories` (`id`, `name`).
 
     Returns:
-        the content of the file. Do not change it: as long as it is held anywhere, whoever loads the
-        unchanged file gets the same object, without reading the file again.
+        the content of the file, where ids, sizes and `iscrowd` are ints whatever they are in the
+        file (see :func:`to_int`). Do not change it: as long as it is held anywhere, whoever loads
+        the unchanged file gets the same object, without reading the file again.
 
     Raises:
         InputError: names the file, the entry and the field that is missing, repeated, of the wrong
@@ -46,73 +53,152 @@ def load_coco(path: StrPath) -> dict[str, Any]:
     try:
         stat = os.stat(real)
     except OSError:  # reading it says why
-        return _Content(_check(path, read_json(path)))
+        return check_coco(path, read_json(path))
     key = real, stat.st_ino, stat.st_mtime_ns, stat.st_size
     content = _held.get(key)
     if content is None:
-        content = _held[key] = _Content(_check(path, read_json(path)))
+        content = _held[key] = check_coco(path, read_json(path))
     return content
 
 
-def _check(path: StrPath, content: Any) -> dict[str, Any]:
+def check_coco(source: StrPath, content: Any) -> Content:
+    """
+    Args:
+        source: named in errors.
+        content: what a COCO ground truth file holds; not changed.
+
+    Returns, raises:
+        as :func:`load_coco`.
+    """
+    if isinstance(content, Content):
+        return content
     if not isinstance(content, dict):
         raise InputError(
-            f"{path}: holds a JSON {type(content).__name__}, not an object with 'images', "
+            f"{source}: holds a JSON {type(content).__name__}, not an object with 'images', "
             "'annotations' and 'categories'; a list is a results file, not ground truth"
         )
     for field in ("images", "annotations", "categories"):
         if not isinstance(content.get(field), list):
             raise InputError(
-                f"{path}: field '{field}' is missing or not a list; not COCO ground truth"
+                f"{source}: field '{field}' is missing or not a list; not COCO ground truth"
             )
     for field in ("images", "categories"):
         if not content[field]:
-            raise InputError(f"{path}: field '{field}' is empty; there is nothing to work on")
-    image_ids = _unique_ids(path, "images", content["images"])
-    category_ids = _unique_ids(path, "categories", content["categories"])
-    for category in content["categories"]:
+            raise InputError(f"{source}: field '{field}' is empty; there is nothing to work on")
+    images = _with_ids(source, "images", content["images"])
+    for index, image in enumerate(images):
+        for side in ("height", "width"):
+            value = image.get(side)
+            if value is not None and not (type(value) is int and value >= 0):
+                image[side] = to_int(value)
+                if image[side] is None or image[side] < 0:
+                    raise InputError(
+                        f"{source}: images[{index}]: {side} {value!r} is not a number of pixels; "
+                        "write the image's size"
+                    )
+    categories = _with_ids(source, "categories", content["categories"])
+    for index, category in enumerate(categories):
         if not isinstance(category.get("name"), str):
-            raise InputError(f"{path}: categories entry with id {category['id']} has no 'name'")
-    for index, annotation in enumerate(content["annotations"]):
-        _check_annotation(path, index, annotation, image_ids, category_ids)
-    return content
+            raise InputError(
+                f"{source}: categories[{index}], with id {category['id']}, has no 'name' that is "
+                "a text; write one"
+            )
+    image_ids = {image["id"] for image in images}
+    category_ids = {category["id"] for category in categories}
+    annotations = list(content["annotations"])
+    for index, annotation in enumerate(annotations):
+        if not _is_clean(annotation, image_ids, category_ids):
+            where = f"{source}: annotations[{index}]"
+            annotations[index] = _cleaned(where, annotation, image_ids, category_ids)
+    lists = {"images": images, "annotations": annotations, "categories": categories}
+    return Content({**content, **lists})
 
 
-def _unique_ids(path: StrPath, field: str, entries: list[Any]) -> set[int]:
-    ids = set()
+def to_int(value: Any) -> int | None:
+    """
+    Returns:
+        the integer that a number of a JSON file stands for, which tools also write as 96.0 or "96";
+        None if it is something else.
+    """
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if isinstance(value, str):
+        digits = re.fullmatch(r"\s*(-?[0-9]{1,19})(\.0*)?\s*", value)
+        return int(digits[1]) if digits else None
+    return value if type(value) is int else None
+
+
+def _with_ids(source: StrPath, field: str, entries: list[Any]) -> list[dict[str, Any]]:
+    """Copies of the entries, each with an `id` that is an int of its own."""
+    ret, ids = [], set()
     for index, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not isinstance(entry.get("id"), int):
-            raise InputError(f"{path}: {field}[{index}] has no integer 'id'")
-        if abs(entry["id"]) >= 2**63:
-            raise InputError(f"{path}: {field}[{index}]: id {entry['id']} has more than 64 bits")
-        if entry["id"] in ids:
-            raise InputError(f"{path}: {field}[{index}]: id {entry['id']} occurs twice")
-        ids.add(entry["id"])
-    return ids
+        where = f"{source}: {field}[{index}]"
+        if not isinstance(entry, dict):
+            raise InputError(f"{where} is not an object")
+        number = to_int(entry.get("id"))
+        if number is None:
+            raise InputError(
+                f"{where}: id {entry.get('id')!r} is not an integer; number the {field}"
+            )
+        if abs(number) >= 2**63:
+            raise InputError(f"{where}: id {number} has more than 64 bits")
+        if number in ids:
+            raise InputError(f"{where}: id {number} occurs twice; number the {field} anew")
+        ids.add(number)
+        ret.append({**entry, "id": number})
+    return ret
 
 
-def _check_annotation(
-    path: StrPath, index: int, annotation: Any, image_ids: set[int], category_ids: set[int]
-) -> None:
-    where = f"{path}: annotations[{index}]"
+def _is_clean(annotation: Any, image_ids: set[int], category_ids: set[int]) -> bool:
+    """Whether nothing is to be corrected; quick, for this is the rule."""
+    try:
+        image_id, category_id, box = (
+            annotation["image_id"],
+            annotation["category_id"],
+            annotation["bbox"],
+        )
+        crowd = annotation.get("iscrowd", 0)
+        x, y, width, height = box
+        return (
+            type(image_id) is type(category_id) is type(crowd) is int
+            and image_id in image_ids
+            and category_id in category_ids
+            and (crowd == 0 or crowd == 1)
+            and width >= 0
+            and height >= 0
+            and math.isfinite(x + y + width + height)
+        )
+    except (TypeError, LookupError, ValueError, AttributeError, OverflowError):
+        return False
+
+
+def _cleaned(
+    where: str, annotation: Any, image_ids: set[int], category_ids: set[int]
+) -> dict[str, Any]:
     if not isinstance(annotation, dict):
         raise InputError(f"{where} is not an object")
+    clean = dict(annotation)
     for field, ids, home in (
         ("image_id", image_ids, "images"),
         ("category_id", category_ids, "categories"),
     ):
-        value = annotation.get(field)
-        if not isinstance(value, int) or value not in ids:
-            raise InputError(f"{where}: {field} {value!r} is not in '{home}'")
+        clean[field] = to_int(annotation.get(field))
+        if clean[field] not in ids:
+            raise InputError(f"{where}: {field} {annotation.get(field)!r} is not in '{home}'")
+    crowd = annotation.get("iscrowd")
+    clean["iscrowd"] = int(crowd or 0) if crowd is None or crowd in (False, True) else to_int(crowd)
+    if clean["iscrowd"] not in (0, 1):
+        raise InputError(f"{where}: iscrowd {crowd!r} is neither 0 nor 1; write 1 for a crowd")
     box: Any = annotation.get("bbox")
     try:
         fits = len(box) == 4 and all(map(math.isfinite, box)) and box[2] >= 0 and box[3] >= 0
-    except TypeError:
+    except (TypeError, LookupError, OverflowError):
         fits = False
     if not fits:
         raise InputError(
             f"{where}: bbox {box!r} is not four finite numbers x, y, width >= 0, height >= 0"
         )
+    return clean
 
 
 def load_images(
@@ -123,16 +209,16 @@ def load_images(
 
     Args:
         json_file: annotations in COCO format.
-        image_root: the folder that each `file_name` is relative to. An image without one, as in
-            LVIS, gets the last two parts of its `coco_url`, e.g. "val2017/000000000139.jpg".
+        image_root: the folder of the images, see :func:`oln_d2.data.lookup.find_images`.
         seen: the seen categories, see :func:`oln_d2.data.splits.seen_names`.
         training: True selects what a model may see in training: annotations of seen categories
             that are no crowds, and only images of at least `MIN_IMAGE_SIDE` pixels a side that have
             such an annotation. False, for testing, keeps every image with every annotation.
 
     Returns:
-        the entries of `images`, ascending by `id`, each with its `annotations`. Do not change the
-        annotations, see :func:`load_coco`.
+        the entries of `images`, ascending by `id`, each with its `annotations`, and with the path
+        of the image from `image_root` on as `file_name`. Do not change the annotations, see
+        :func:`load_coco`.
 
     Raises:
         InputError: a file that is missing or broken, an unknown category name, a missing image, or
@@ -141,16 +227,20 @@ def load_images(
     content = load_coco(json_file)
     seen_ids, _ = split_category_ids(content["categories"], seen, json_file)
     entries = [{**image, "annotations": []} for image in content["images"]]
+    for index, image in enumerate(entries):
+        for side in ("height", "width"):
+            if not (pixels := image.get(side)):
+                where = f"{json_file}: images[{index}]"
+                raise InputError(f"{where}: {side} {pixels}; write the image's size")
+    paths = find_images(image_root, entries, json_file)
     for image in entries:
-        if "file_name" not in image and isinstance(image.get("coco_url"), str):
-            image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
-    _check_images(json_file, image_root, entries)
+        image["file_name"] = os.path.relpath(paths[image["id"]], image_root)
     images = sorted(entries, key=lambda image: image["id"])
     by_id = {image["id"]: image for image in images}
     for annotation in content["annotations"]:
         by_id[annotation["image_id"]]["annotations"].append(annotation)
     if training:
-        images = _select_for_training(images, set(seen_ids))
+        images = _select_for_training(images, set(seen_ids), json_file)
         if not images:
             raise InputError(
                 f"{json_file}: no image of {MIN_IMAGE_SIDE} px or more a side has an annotation "
@@ -160,38 +250,68 @@ def load_images(
     return images
 
 
-def _check_images(json_file: StrPath, image_root: StrPath, images: list[dict[str, Any]]) -> None:
-    """One listing per folder instead of a look-up per image: quick on network file systems too."""
-    if not os.path.isdir(image_root):
-        raise InputError(
-            f"{image_root}: no such folder; the images of {json_file} are expected there"
-        )
-    listings = {}
-    for index, image in enumerate(images):
-        for field, kind in (("file_name", str), ("height", int), ("width", int)):
-            if not isinstance(image.get(field), kind):
-                raise InputError(f"{json_file}: images[{index}] has no '{field}'")
-        folder, name = os.path.split(os.path.join(image_root, image["file_name"]))
-        if folder not in listings:
-            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if name not in listings[folder]:
-            raise InputError(
-                f"{os.path.join(folder, name)}: no such image, though {json_file} lists it as "
-                f"images[{index}]; fetch it or remove the entry"
-            )
-
-
-def _select_for_training(images: list[dict[str, Any]], seen_ids: set[int]) -> list[dict[str, Any]]:
+def _select_for_training(
+    images: list[dict[str, Any]], seen_ids: set[int], source: StrPath
+) -> list[dict[str, Any]]:
     selected = []
+    unseen = crowds = small = in_small = 0
     for image in images:
-        annotations = [
-            annotation
-            for annotation in image["annotations"]
-            if annotation["category_id"] in seen_ids and not annotation.get("iscrowd", 0)
-        ]
-        if annotations and min(image["height"], image["width"]) >= MIN_IMAGE_SIDE:
+        seen = [a for a in image["annotations"] if a["category_id"] in seen_ids]
+        annotations = [a for a in seen if not a.get("iscrowd")]
+        unseen += len(image["annotations"]) - len(seen)
+        crowds += len(seen) - len(annotations)
+        if min(image["height"], image["width"]) < MIN_IMAGE_SIDE:
+            small += 1
+            in_small += len(annotations)
+        elif annotations:
             selected.append({**image, "annotations": annotations})
+    reasons = {
+        f"images below {MIN_IMAGE_SIDE} px a side": small,
+        "images without an object to train on": len(images) - len(selected) - small,
+        "objects of categories that are not seen": unseen,
+        "crowds": crowds,
+        "objects in images that are too small": in_small,
+    }
+    left_out = [f"{number} {reason}" for reason, number in reasons.items() if number]
+    logger.info(
+        f"{source}: {len(selected)} of {len(images)} images and "
+        f"{sum(len(image['annotations']) for image in selected)} of "
+        f"{sum(len(image['annotations']) for image in images)} objects are trained on; left out: "
+        f"{', '.join(left_out) or 'none'}"
+    )
     return selected
+
+
+def to_rle(mask: Any, height: float, width: float) -> dict[str, Any]:
+    """
+    Args:
+        mask: a `segmentation` as COCO has it: polygons, or RLE with `counts` that are a list, text,
+            bytes, or, by mistake, the text of Python bytes, "b'...'", which is put right.
+        height, width: the image's, in pixels.
+
+    Returns:
+        compressed RLE.
+
+    Raises:
+        Exception: it is something else; pycocotools raises no narrower one.
+    """
+    if isinstance(mask, list):
+        return mask_utils.merge(mask_utils.frPyObjects(mask, int(height), int(width)))
+    size, counts = [int(side) for side in mask["size"]], mask["counts"]
+    if isinstance(counts, list):
+        if sum(counts) != size[0] * size[1]:
+            raise ValueError("the counts do not make up the image")
+        return mask_utils.frPyObjects({"size": size, "counts": counts}, *size)
+    if is_text_of_bytes(counts):
+        counts = ast.literal_eval(counts)
+    rle = {"size": size, "counts": counts}
+    mask_utils.area(rle)
+    return rle
+
+
+def is_text_of_bytes(counts: str | bytes) -> bool:
+    """Whether RLE went through `str(bytes)`; it never has quotes otherwise."""
+    return counts[:2] in ("b'", 'b"')
 
 
 def read_mask(
@@ -223,12 +343,7 @@ def read_mask(
             return [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
         if list(mask["size"]) != size:
             raise ValueError(f"size {mask['size']} is not the image's {size}")
-        if isinstance(mask["counts"], list):
-            if sum(mask["counts"]) != size[0] * size[1]:
-                raise ValueError("the counts do not make up the image")
-            mask = mask_utils.frPyObjects(mask, *size)
-        mask_utils.area(mask)
-        return mask
+        return to_rle(mask, *size)
     except Exception as error:  # pycocotools raises no narrower one
         raise InputError(
             f"{source}: the annotation with id {annotation.get('id')} of {image['file_name']} has "

@@ -10,6 +10,8 @@ from oln_d2.checks import InputError
 from oln_d2.data.vocabularies import COCO_NAMES, counterparts
 from oln_d2.files import StrPath
 
+NAMED = 5  # names of categories in a message
+
 # The one table of splits, by category name. `voc`: the 20 PASCAL VOC categories under the names
 # that COCO gives them (the paper's main experiment); `person`: one seen category; `coco`: all of
 # COCO's 80, to test on another data set. `lvis_v1_voc` and the like: the same in its vocabulary.
@@ -70,30 +72,49 @@ def split_category_ids(
     """
     Args:
         categories: COCO categories, each with `id` and `name`.
-        seen: see :func:`seen_names`.
+        seen: see :func:`seen_names`. Spaces around names, here and there, do not matter, nor does
+            case where one category alone is meant.
         source: the file that `categories` came from; named in errors.
 
     Returns:
         ids of the seen and of the unseen categories, ascending.
 
     Raises:
-        InputError: a seen name that is no category of the data set.
+        InputError: a seen name that is no category of the data set, or could be several.
     """
-    names = seen_names(seen)
-    known = {category["name"] for category in categories}
-    unknown = [name for name in names if name not in known]
+    ids: dict[str, list[int]] = {}
+    folded: dict[str, list[str]] = {}
+    for category in categories:
+        ids.setdefault(category["name"].strip(), []).append(category["id"])
+    for name in ids:
+        folded.setdefault(name.casefold(), []).append(name)
+    seen_ids: set[int] = set()
+    unknown = []
+    for name in seen_names(seen):
+        name = str(name).strip()
+        alike = [name] if name in ids else folded.get(name.casefold(), [])
+        if len(alike) > 1:
+            raise InputError(
+                f"{source}: the category {name!r} could be {' or '.join(map(repr, alike))}; write "
+                "it as it is there"
+            )
+        if alike:
+            seen_ids.update(ids[alike[0]])
+        else:
+            unknown.append(name)
     if unknown:
-        there = f"it has: {', '.join(sorted(known))}"
-        if len(known) > 100:
-            similar = [x for name in unknown for x in difflib.get_close_matches(name, known, 1)]
-            there = f"of its {len(known)} these are similar: {', '.join(similar) or 'none'}"
+        there = f"it has: {', '.join(map(repr, sorted(ids)))}"
+        if len(there) > 150:
+            close = (difflib.get_close_matches(x.casefold(), folded, 1) for x in unknown)
+            similar = dict.fromkeys(name for match in close for x in match for name in folded[x])
+            names = ", ".join(map(repr, list(similar)[:NAMED]))
+            there = f"of its {len(ids)} these are similar: {names or 'none'}"
+        more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+        commas = "; names with a comma go into a text file, one a line"
         raise InputError(
-            f"{source}: field 'categories' has no category named {', '.join(map(repr, unknown))} "
-            f"(named by the split {seen if isinstance(seen, str) else 'given as a list'!r}); "
-            f"{there}"
+            f"{source}: field 'categories' has no category named "
+            f"{', '.join(map(repr, unknown[:NAMED]))}{more} (named by the split "
+            f"{seen if isinstance(seen, str) and len(seen) < 50 else 'given as a list'!r}); {there}"
+            f"{commas if any(',' in name for name in ids) else ''}"
         )
-    in_seen = {category["id"]: category["name"] in names for category in categories}
-    return (
-        sorted(i for i, is_seen in in_seen.items() if is_seen),
-        sorted(i for i, is_seen in in_seen.items() if not is_seen),
-    )
+    return sorted(seen_ids), sorted({i for own in ids.values() for i in own} - seen_ids)

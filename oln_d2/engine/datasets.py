@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
@@ -123,10 +124,34 @@ def register_open_world_coco(
         raise InputError(f"{name}: another data set is registered under this name; choose another")
 
 
+def register_own(cfg: CfgNode) -> None:
+    """
+    Register the data sets that DATASETS.OWN describes, see `oln_d2.config`: for training those that
+    DATASETS.TRAIN names.
+
+    Raises:
+        InputError: a row that is none; or see :func:`register_open_world_coco`.
+    """
+    for row in cfg.DATASETS.get("OWN", ()):
+        if not isinstance(row, (list, tuple)) or len(row) != 4 or not all(row[:3]):
+            raise InputError(
+                f"DATASETS.OWN: {row!r} is no row [name, annotations, images, seen], such as "
+                "['my_train', 'train.json', 'train/', 'voc']"
+            )
+        name, json_file, image_root, seen = row
+        training = name in cfg.DATASETS.TRAIN
+        if training and name in cfg.DATASETS.TEST:
+            raise InputError(
+                f"DATASETS.OWN: {name} is in DATASETS.TRAIN and in DATASETS.TEST, but only seen "
+                "objects train and all are tested; give it two rows with different names"
+            )
+        register_open_world_coco(name, json_file, image_root, seen, training)
+
+
 def _metadata(json_file, image_root, seen, training):
     return {
-        "json_file": str(json_file),
-        "image_root": str(image_root),
+        "json_file": os.path.expanduser(json_file),
+        "image_root": os.path.expanduser(image_root),
         "seen_names": seen,
         "training": training,
         "evaluator_type": "open_world_coco",
@@ -140,50 +165,31 @@ def _register(name, metadata):
     MetadataCatalog.get(name).set(**metadata)
 
 
-# Name: (annotations, images, seen), in the folder DETECTRON2_DATASETS; those whose name ends in
-# "_train" are for training.
+# Name: (annotations, images, seen), in the folder DETECTRON2_DATASETS, {} being the split; those
+# whose name ends in "_train" are for training.
 _DATASETS: dict[str, tuple[str, str, str | list[str]]] = {
-    **{
-        f"coco_2017_{split}_{part}": (
-            f"coco/annotations/instances_{part}2017.json",
-            f"coco/{part}2017",
-            split,
-        )
-        for split in ("voc", "person", "coco")
-        for part in ("train", "val")
-    },
-    **{
-        # Its val has images of train2017 as well as of val2017.
-        f"lvis_v1_{split}_{part}": (f"lvis/lvis_v1_{part}.json", "coco", f"lvis_v1_{split}")
-        for split in ("voc", "coco")
-        for part in ("train", "val")
-    },
-    **{
-        f"objects365_v2_{split}_val": (
-            "objects365/annotations/zhiyuan_objv2_val.json",
-            "objects365/val",
-            f"objects365_v2_{split}",
-        )
-        for split in ("voc", "coco")
-    },
-    **{
-        f"ade20k_{split}_val": (
-            "ADEChallengeData2016/ade20k_instance_val.json",
-            "ADEChallengeData2016/images/validation",
-            f"ade20k_{split}",
-        )
-        for split in ("voc", "coco")
-    },
+    "coco_2017_{}_train": ("coco/annotations/instances_train2017.json", "coco/train2017", "{}"),
+    "coco_2017_{}_val": ("coco/annotations/instances_val2017.json", "coco/val2017", "{}"),
+    "lvis_v1_{}_train": ("lvis/lvis_v1_train.json", "coco", "lvis_v1_{}"),
+    # Has images of train2017 as well as of val2017.
+    "lvis_v1_{}_val": ("lvis/lvis_v1_val.json", "coco", "lvis_v1_{}"),
+    "objects365_v2_{}_val": (
+        "objects365/annotations/zhiyuan_objv2_val.json",
+        "objects365/val",
+        "objects365_v2_{}",
+    ),
+    "ade20k_{}_val": (
+        "ADEChallengeData2016/ade20k_instance_val.json",
+        "ADEChallengeData2016/images/validation",
+        "ade20k_{}",
+    ),
     # Its objects have no categories.
     "uvo_frame_val": ("uvo/FrameSet/UVO_frame_val.json", "uvo/uvo_videos_sparse_frames", []),
-    **{
-        f"uvo_dense_{split}_val": (
-            "uvo/VideoDenseSet/UVO_dense_val_frames.json",
-            "uvo/uvo_videos_dense_frames",
-            split,
-        )
-        for split in ("voc", "coco")
-    },
+    "uvo_dense_{}_val": (
+        "uvo/VideoDenseSet/UVO_dense_val_frames.json",
+        "uvo/uvo_videos_dense_frames",
+        "{}",
+    ),
     # No official annotations in COCO's format, so no certain names.
     "epic_kitchens_val": (
         "epic_kitchens/annotations/val.json",
@@ -200,12 +206,14 @@ def register_datasets() -> None:
     registered already stay as they are. The files are read when a data set is first used.
     """
     root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-    registered = set(DatasetCatalog.list())
-    for name, (json_file, image_root, seen) in _DATASETS.items():
-        if name in registered:
-            continue
-        # The user's own file of names is read when the data set is used.
-        is_file = isinstance(seen, str) and seen.endswith(".txt")
-        names = os.path.join(root, str(seen)) if is_file else seen_names(seen)
+    for template, (json_file, image_root, seen) in _DATASETS.items():
         paths = os.path.join(root, json_file), os.path.join(root, image_root)
-        _register(name, _metadata(*paths, names, training=name.endswith("_train")))
+        for split in ("voc", "coco", "person") if template.startswith("coco") else ("voc", "coco"):
+            name = template.format(split)
+            if name in DatasetCatalog.list():
+                continue
+            # The user's own file of names is read when the data set is used.
+            is_file = isinstance(seen, str) and seen.endswith(".txt")
+            own = seen.format(split) if isinstance(seen, str) else seen
+            names = os.path.join(root, str(own)) if is_file else seen_names(own)
+            _register(name, _metadata(*paths, names, training=name.endswith("_train")))

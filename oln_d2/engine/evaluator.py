@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
+from oln_d2.boxes import to_xywh
 from oln_d2.evaluation.coco_results import write_results
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.evaluation.open_world import DEFAULT_KS, OpenWorldRecall
@@ -83,10 +83,10 @@ class OpenWorldEvaluator(DatasetEvaluator):
         """
         for given, output in zip(inputs, outputs):
             boxes, scores, masks, qualities = read_output(output)
-            # XYWH, as they are written, so that scoring the file gives exactly the same.
-            boxes = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
-            # A sampler that pads the last batch shows an image twice.
-            self._detections.setdefault(given["image_id"], (boxes, scores, masks, qualities))
+            # XYWH, as they are written, so that scoring the file gives exactly the same. A sampler
+            # that pads the last batch shows an image twice.
+            found = to_xywh(boxes), scores, masks, qualities
+            self._detections.setdefault(given["image_id"], found)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """
@@ -121,7 +121,7 @@ class OpenWorldEvaluator(DatasetEvaluator):
         iou_types = ["box"]
         if any(m is not None for _, _, m, _ in detections.values()) and gt.has_masks:
             iou_types.append("mask")
-        results, report = OrderedDict(), []
+        results, report = {}, []
         for iou_type in iou_types:
             for protocol in self._protocols:
                 recall = OpenWorldRecall(gt, protocol, iou_type=iou_type, **self._settings)
@@ -143,7 +143,7 @@ def read_output(
 ) -> tuple[NDArray, NDArray, list[dict[str, Any]] | None, dict[str, NDArray]]:
     """
     Args:
-        output: of a Detectron2 model for one image, with "instances" or "proposals".
+        output: what a Detectron2 model returns for an image, with "instances" or "proposals".
 
     Returns:
         boxes (d, 4): XYXY, absolute pixels, float64.

@@ -19,7 +19,7 @@ class Detectron2Proposer(TorchProposer):
     A recipe of this package, or any detector or proposal network of Detectron2.
 
     Args:
-        cfg: of the model; changed.
+        cfg: describes the model; changed.
         weights: a checkpoint, which takes the place of MODEL.WEIGHTS.
 
     Raises:
@@ -40,6 +40,7 @@ class Detectron2Proposer(TorchProposer):
         self.size_divisor = max(getattr(backbone, "size_divisibility", 0), 1)
         # What does not change the proposals.
         cfg.MODEL.DEVICE = cfg.MODEL.WEIGHTS = cfg.OUTPUT_DIR = ""
+        cfg.DATASETS.pop("OWN", None)
         settings = hashlib.sha256(cfg.dump().encode()).hexdigest()
         self.identity = f"{file_digest(weights)} {settings}"
 
@@ -51,8 +52,8 @@ class Detectron2Proposer(TorchProposer):
         for image, (height, width) in zip(images, sizes, strict=True):
             image = image.flip(0) if self.is_bgr else image
             inputs.append({"image": image.float(), "height": height, "width": width})
-        ret = []
-        for boxes, scores, masks, qualities in map(read_output, self.model(inputs)):
-            more = {score.attribute: qualities.get(score.field) for score in SCORES}
-            ret.append({"boxes": boxes, "scores": scores, "masks": masks, **more})
-        return ret
+        return [
+            {"boxes": boxes, "scores": scores, "masks": masks}
+            | {score.attribute: qualities.get(score.field) for score in SCORES}
+            for boxes, scores, masks, qualities in map(read_output, self.model(inputs))
+        ]

@@ -1,10 +1,14 @@
 """OLN's additions to Detectron2's trainer and checkpointer, for `train_net.py`."""
 
+import difflib
 import functools
+import glob
 import json
 import logging
 import os
-import urllib.error
+import weakref
+from collections.abc import Callable
+from http.client import HTTPException
 from typing import Any
 
 import detectron2.utils.comm as comm
@@ -12,7 +16,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
+    DatasetMapper,
     MetadataCatalog,
+    build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
@@ -22,11 +28,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from oln_d2.checks import InputError
-from oln_d2.engine.datasets import select_masks
+from oln_d2.data.coco import load_coco
+from oln_d2.data.images import open_annotated
+from oln_d2.engine.datasets import register_own, select_masks
 from oln_d2.engine.evaluator import OpenWorldEvaluator
-from oln_d2.files import read_json, write_whole
+from oln_d2.files import read_json, write_file
+from oln_d2.standalone.checkpoint import another_model, read_checkpoint, read_own_checkpoint
 
 logger = logging.getLogger(__name__)
+# What one sentence says to a user.
+EXPECTED = (InputError, FloatingPointError)
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
@@ -53,46 +64,147 @@ class BestCheckpointer(hooks.BestCheckpointer):
         updated = super()._update_best(val, iteration)
         if updated:
             record = {"metric": self._val_metric, "value": float(val), "iteration": iteration}
-            with write_whole(self._record) as temporary, open(temporary, "w") as f:
-                json.dump(record, f)
+            write_file(self._record, json.dumps(record))
         return updated
 
 
-class StrictCheckpointer(DetectionCheckpointer):
+class SafeCheckpointer(DetectionCheckpointer):
+    """
+    Reads files without executing code that may be in them, and says what is wrong with one; those
+    of Caffe2 and pycls as :class:`DetectionCheckpointer` does.
+    """
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """
+        Raises:
+            InputError: no such file, an address out of reach, or see :func:`read_checkpoint`.
+        """
+        self._path = path
+        try:
+            local = path and self.path_manager.get_local_path(path.partition("?")[0])
+        except (OSError, HTTPException, ValueError) as error:
+            raise InputError(
+                f"{path}: cannot be fetched ({error}); fetch it elsewhere and give the file, or to "
+                'train MODEL.WEIGHTS "" to start from none'
+            ) from None
+        if path and not os.path.isfile(local):
+            raise InputError(f"{path}: no such file; MODEL.WEIGHTS is a file, a URL or empty")
+        return super().load(path, checkpointables)
+
+    def _load_file(self, filename):
+        if not filename.endswith((".pkl", ".pyth")):
+            return super()._load_file(filename)
+        content = read_own_checkpoint(filename)
+        if filename.endswith(".pyth"):
+            content.update(__author__="pycls", matching_heuristics=True)
+        elif not any("." in name for name in content["model"]):
+            parameters = content["model"].items()
+            content["model"] = {n: value for n, value in parameters if not n.endswith("_momentum")}
+            content.update(__author__="Caffe2", matching_heuristics=True)
+        return content
+
+    def _torch_load(self, f):
+        return read_own_checkpoint(f)
+
+    def last_whole_file(self) -> str:
+        """
+        Returns:
+            the checkpoint to resume from: the one that `last_checkpoint` names or, where that
+            cannot be read, the newest that can, which is then named there.
+
+        Raises:
+            InputError: none can be read.
+        """
+        named, problem = self.get_checkpoint_file(), None
+        others = sorted(glob.glob(os.path.join(glob.escape(self.save_dir), "model_[0-9]*.pth")))
+        for path in dict.fromkeys([named, *reversed(others)]):
+            try:
+                read_checkpoint(path)
+            except InputError as error:
+                problem = problem or error
+                continue
+            if problem:
+                logger.warning(f"{problem}. The run goes on from {path}, the newest readable one")
+                if comm.is_main_process():
+                    self.tag_last_checkpoint(os.path.basename(path))
+            return path
+        raise InputError(
+            f"{problem}; no other checkpoint there can be read; start without --resume"
+        )
+
+
+class StrictCheckpointer(SafeCheckpointer):
     """Refuses a checkpoint that does not hold every parameter of the model, in its shape."""
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """
-        Args:
-            path, checkpointables: see :class:`DetectionCheckpointer`.
-
         Raises:
-            InputError: no path, no such file, or the checkpoint of another model.
+            InputError: as :class:`SafeCheckpointer`; also no path, or another model's checkpoint.
         """
         if not path:
             raise InputError(
                 "MODEL.WEIGHTS is empty; give the checkpoint to evaluate, e.g. MODEL.WEIGHTS "
                 "output/model_final.pth"
             )
-        if "://" not in path and not os.path.isfile(path):
-            raise InputError(f"{path}: no such file; a checkpoint is expected there")
-        self._path = path
         return super().load(path, checkpointables)
 
     def _load_model(self, checkpoint):
+        found = list(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
-        shapes = {key: (found, expected) for key, found, expected in incompatible.incorrect_shapes}
-        problems = [
-            f"{key} has shape {list(found)} instead of {list(expected)}"
-            for key, (found, expected) in shapes.items()
-        ]
-        problems += [f"{key} is missing" for key in incompatible.missing_keys if key not in shapes]
+        problems = {
+            key: f"{key} has shape {list(shape)} instead of {list(expected)}"
+            for key, shape, expected in incompatible.incorrect_shapes
+        }
+        for key in incompatible.missing_keys:
+            problems.setdefault(key, f"{key} is missing")
         if problems:
-            raise InputError(
-                f"{self._path}: the checkpoint of another model: {problems[0]} ({len(problems)} "
-                "such differences in all). Use the config file that it was trained with"
-            )
+            remedy = "Use the config file that it was trained with"
+            own = set(self.model.state_dict())
+            raise another_model(self._path, list(problems.values()), found, own, remedy)
         return incompatible
+
+
+class BrokenImageError(InputError):
+    """An InputError that torch can carry out of a data worker, inside a message of its own."""
+
+    def __init__(self, message: str):
+        super().__init__(message.strip().rpartition(f"{type(self).__name__}: ")[2])
+
+
+class NamingMapper:
+    """
+    Names the image that a mapper of Detectron2 fails at.
+
+    Args:
+        mapper: turns dataset dicts into inputs, see :class:`DatasetMapper`.
+    """
+
+    def __init__(self, mapper: Callable[[dict[str, Any]], dict[str, Any]]):
+        self.mapper = mapper
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """
+        Raises:
+            BrokenImageError: the image is missing, broken or not as large as the record says.
+        """
+        try:
+            return self.mapper(record)
+        except Exception as error:  # the readers of the formats raise all kinds
+            path, size = record["file_name"], (record["height"], record["width"])
+            try:
+                _, is_stored = open_annotated(path, size, "its annotation file")
+            except InputError as reason:
+                raise BrokenImageError(str(reason)) from None
+            if is_stored:
+                raise BrokenImageError(
+                    f"{path}: was annotated as it is stored, but Detectron2 turns it as its EXIF "
+                    "says; remove the EXIF orientation from the file, or train with oln-d2 train"
+                ) from None
+            first = str(error).split("\n")[0]
+            raise BrokenImageError(
+                f"{path}: Detectron2 cannot use it ({type(error).__name__}: {first}); convert it, "
+                "for instance to a new JPEG or PNG"
+            ) from error
 
 
 class Trainer(DefaultTrainer):
@@ -112,29 +224,34 @@ class Trainer(DefaultTrainer):
                 "MODEL.DEVICE is cpu: Detectron2 trains on several GPUs, but only on one CPU "
                 "process; leave --num-gpus out (--eval-only takes it)"
             )
+        # Detectron2 would log the traceback of what one sentence says.
+        logging.getLogger("detectron2.engine.train_loop").addFilter(
+            lambda record: not record.exc_info or not isinstance(record.exc_info[1], EXPECTED)
+        )
         # All evaluations of the run use those that were checked: the data is read once.
         self.test = functools.partial(self.test, evaluators=self.check_data(cfg))
         super().__init__(cfg)
 
     @classmethod
-    def check_data(cls, cfg: CfgNode) -> list[DatasetEvaluator]:
+    def check_data(cls, cfg: CfgNode, training: bool = True) -> list[DatasetEvaluator]:
         """
+        Args:
+            training: whether the training data has to be there as well.
+
         Returns:
             the evaluators of the test data, for :meth:`test`.
 
         Raises:
             InputError: a data set that is not registered, or test data that cannot be used.
         """
-        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        register_own(cfg)
+        for name in (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST):
             if name not in DatasetCatalog.list():
-                ours = [
-                    x
-                    for x in DatasetCatalog.list()
-                    if "seen_names" in MetadataCatalog.get(x).as_dict()
-                ]
+                near = difflib.get_close_matches(name, DatasetCatalog.list(), cutoff=0.5)
                 raise InputError(
-                    f"DATASETS: no data set is registered as {name!r}; register it with "
-                    f"oln_d2.register_open_world_coco, or use one of {', '.join(ours)}"
+                    f"DATASETS: no data set is registered as {name!r}; describe your own with "
+                    f"DATASETS.OWN \"[['{name}', 'annotations.json', 'images/', 'seen']]\", or use "
+                    f"one of ours such as {', '.join(near) or 'coco_2017_voc_train'}"
                 )
             json_file = MetadataCatalog.get(name).get("json_file", "")
             if json_file and "://" not in json_file and not os.path.isfile(json_file):
@@ -164,7 +281,8 @@ class Trainer(DefaultTrainer):
     ) -> DatasetEvaluator:
         """
         Raises:
-            InputError: a data set that is neither an open-world one nor in COCO format.
+            InputError: a data set that is neither an open-world one nor in COCO format; or one in
+                COCO format for a model without classes, whose AP would mean nothing.
         """
         output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
@@ -173,6 +291,16 @@ class Trainer(DefaultTrainer):
                 dataset_name, output_folder, protocols=cfg.TEST.OPEN_WORLD_PROTOCOLS
             )
         if evaluator_type == "coco":
+            categories = load_coco(MetadataCatalog.get(dataset_name).json_file)["categories"]
+            heads = cfg.MODEL.get(cfg.MODEL.META_ARCHITECTURE.upper(), cfg.MODEL.ROI_HEADS)
+            has_classes = cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork"
+            if has_classes and heads.NUM_CLASSES == 1 < len(categories):
+                raise InputError(
+                    f"DATASETS.TEST: {dataset_name} has {len(categories)} categories and the model "
+                    f"one, object, which would be scored as {categories[0]['name']!r}; use an "
+                    "open-world data set such as coco_2017_voc_val, or describe yours in "
+                    "DATASETS.OWN"
+                )
             return COCOEvaluator(dataset_name, output_dir=output_folder)
         raise InputError(
             f"DATASETS.TEST: {dataset_name} has evaluator_type {evaluator_type!r}; register it "
@@ -180,6 +308,10 @@ class Trainer(DefaultTrainer):
         )
 
     def build_hooks(self) -> list[hooks.HookBase]:
+        # In time for the hooks, which keep it.
+        self.checkpointer = SafeCheckpointer(
+            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
         ret = super().build_hooks()
         cfg = self.cfg
         task = "box_unseen" if "xclass" in cfg.TEST.OPEN_WORLD_PROTOCOLS else "box_unseen_filtered"
@@ -194,24 +326,14 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """
-        See :class:`DefaultTrainer`.
-
         Raises:
             InputError: a checkpoint that is not there, that is of another model, or that only some
                 of the processes find.
         """
-        path = self.cfg.MODEL.WEIGHTS
         if resume and self.checkpointer.has_checkpoint():
-            StrictCheckpointer(self._trainer.model).load(self.checkpointer.get_checkpoint_file())
-        elif path and "://" not in path and not os.path.isfile(path):
-            raise InputError(f"{path}: no such file; MODEL.WEIGHTS is a file, a URL or empty")
-        try:
-            super().resume_or_load(resume)
-        except urllib.error.URLError as error:
-            raise InputError(
-                f"MODEL.WEIGHTS {path}: cannot be fetched ({error.reason}); fetch it elsewhere and "
-                'give the file, or MODEL.WEIGHTS "" to start from none'
-            ) from None
+            StrictCheckpointer(self._trainer.model).load(self.checkpointer.last_whole_file())
+        comm.synchronize()  # the main process may have named another checkpoint as the last one
+        super().resume_or_load(resume)
         starts = comm.all_gather(self.start_iter)
         if len(set(starts)) > 1:
             raise InputError(
@@ -237,4 +359,10 @@ class Trainer(DefaultTrainer):
             f"{len(dataset)} training images, {cfg.SOLVER.IMS_PER_BATCH} a batch: "
             f"{cfg.SOLVER.MAX_ITER} iterations are {epochs:.2f} epochs"
         )
-        return build_detection_train_loader(cfg, dataset=dataset)
+        mapper = NamingMapper(DatasetMapper(cfg, is_train=True))
+        return build_detection_train_loader(cfg, dataset=dataset, mapper=mapper)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        mapper = NamingMapper(DatasetMapper(cfg, is_train=False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)

@@ -56,7 +56,7 @@ def evaluate(
         result["unseen"]["AR@100"]
 
     Args:
-        gt: ground truth in COCO format, with `area`; a path or what was loaded from it.
+        gt: ground truth in COCO format; a path or what was loaded from it.
         results: detections in COCO's results format; a path, what :func:`read_results` made of it,
             or a list of such entries.
         seen: the seen categories of a `gt` that is a path, see
@@ -87,7 +87,7 @@ def evaluate(
     elif isinstance(results, (str, os.PathLike)):
         detections = read_results(results, gt, masks=iou_type == "mask")
     else:
-        detections = convert_entries(results, gt)
+        detections = convert_entries(results, gt, masks=iou_type == "mask")
     try:
         recall.update(*detections[:3], masks=detections.masks, box_format="xywh")
     except InputError as error:

@@ -2,20 +2,24 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
-from typing import Any, BinaryIO, NamedTuple, TypedDict
+from typing import IO, Annotated, Any, NamedTuple, TypedDict
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
+from oln_d2.boxes import to_xyxy
 from oln_d2.checks import InputError
+from oln_d2.data.coco import is_text_of_bytes, to_rle
 from oln_d2.evaluation.ground_truth import GroundTruth
-from oln_d2.files import StrPath, write_whole
-from oln_d2.results import coco_entries
+from oln_d2.files import StrPath, open_json, write_whole
+from oln_d2.results import Proposals, coco_entries
 from oln_d2.scores import SCORES
 
 # Bytes that are decoded at once: bounds the memory that is used beyond the arrays.
@@ -32,16 +36,29 @@ class _Mask(TypedDict):
     counts: str
 
 
-_FIELDS = [("image_id", int), ("bbox", tuple[float, float, float, float]), ("score", float)]
+_Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_FIELDS = [("image_id", _Id), ("bbox", tuple[float, float, float, float]), ("score", float)]
 _QUALITIES = [(score.field, float | None, None) for score in SCORES]
 _Entry = msgspec.defstruct("_Entry", [*_FIELDS, *_QUALITIES], gc=False)
 _MaskEntry = msgspec.defstruct(
     "_MaskEntry", [*_FIELDS, ("segmentation", _Mask), *_QUALITIES], gc=False
 )
+# What other tools write as well: slower to read.
+_AnyEntry = msgspec.defstruct(
+    "_AnyEntry",
+    [
+        ("image_id", _Id | float | str),
+        ("score", float),
+        ("bbox", tuple[float, ...] | None, None),
+        ("segmentation", Any, None),
+        *_QUALITIES,
+    ],
+    gc=False,
+)
 
 
 Floats = NDArray[np.float64]
-# Of one image: its id, boxes, scores, masks, further fields.
+# An image's id, boxes, scores, masks, further fields.
 ImageDetections = tuple[int, Floats, NDArray[Any], Sequence[Any] | None, Mapping[str, NDArray[Any]]]
 
 
@@ -55,12 +72,32 @@ class Detections(NamedTuple):
     qualities: dict[str, Floats]  # (D,) each, by field: those of SCORES that all have
     source: str  # the file they come from; named in errors
 
+    def select(self, index: NDArray[np.int64] | slice) -> "Detections":
+        """Those at these indices."""
+        numbers = np.arange(len(self.scores))[index]
+        return self._replace(
+            image_ids=self.image_ids[index],
+            boxes=self.boxes[index],
+            scores=self.scores[index],
+            masks=[self.masks[i] for i in numbers] if self.masks is not None else None,
+            qualities={field: values[index] for field, values in self.qualities.items()},
+        )
+
+    def to_proposals(self, size: tuple[int, int], name: str) -> Proposals:
+        """For one image, whose they all are, of this height and width and name."""
+        attributes = {score.field: score.attribute for score in SCORES}
+        more: dict[str, Any] = {attributes[field]: v for field, v in self.qualities.items()}
+        boxes = to_xyxy(self.boxes)
+        return Proposals(boxes, self.scores, size=size, name=name, masks=self.masks, **more)
+
 
 def read_results(path: StrPath, ground_truth: GroundTruth, masks: bool = False) -> Detections:
     """
     Args:
-        path: JSON, a list of {"image_id", "bbox": [x, y, width, height], "score"}, perhaps with the
-            fields of :data:`oln_d2.scores.SCORES`; others, `category_id` too, are ignored.
+        path: JSON, perhaps gzip, a list of {"image_id", "bbox": [x, y, width, height], "score"},
+            perhaps with the fields of :data:`oln_d2.scores.SCORES`; others, `category_id` too, are
+            ignored. In place of its id an image may have its `file_name`, see
+            :meth:`GroundTruth.find_image`; a "segmentation" gives the box where there is no "bbox".
         ground_truth: that of the data set.
         masks: also read each entry's "segmentation".
 
@@ -69,16 +106,21 @@ def read_results(path: StrPath, ground_truth: GroundTruth, masks: bool = False) 
             an unknown image, or boxes that are plainly not XYWH in pixels.
     """
     try:
-        with open(path, "rb") as f:
-            pieces = _read_pieces(path, f, _MaskEntry if masks else _Entry)
+        with open_json(path) as f:
+            pieces = _read_pieces(path, f, _Decoder(ground_truth, masks, str(path)))
             detections = _collect(pieces, masks, str(path))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        reason = error.strerror or error
+        raise InputError(f"{path}: cannot be read ({reason})") from None
+    except (UnicodeError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: not complete ({error}); write or fetch it again") from None
     _check_box_format(ground_truth, detections)
     return detections
 
 
-def convert_entries(entries: Sequence[Mapping[str, Any]], ground_truth: GroundTruth) -> Detections:
+def convert_entries(
+    entries: Sequence[Mapping[str, Any]], ground_truth: GroundTruth, masks: bool = False
+) -> Detections:
     """
     Detections of a list of entries as a results file has them; its numbers may be numpy's.
 
@@ -90,15 +132,94 @@ def convert_entries(entries: Sequence[Mapping[str, Any]], ground_truth: GroundTr
         # Masks stay as they are: RLE may have bytes, which JSON does not know.
         numbers = [{k: v for k, v in e.items() if k != "segmentation"} for e in entries]
         plain = msgspec.to_builtins(numbers, enc_hook=lambda value: value.tolist())
-        checked = msgspec.convert(plain, list[_Entry])  # type: ignore[valid-type]
+        checked: list[Any] = msgspec.convert(plain, list[_AnyEntry])  # type: ignore[valid-type]
     except msgspec.ValidationError as error:
         raise _describe(source, b"", 0, error) from None
     except (AttributeError, TypeError) as error:
         raise InputError(f"{source}: not a list of COCO's result entries ({error})") from None
-    detections = _collect([checked], False, source)
-    detections = detections._replace(masks=[entry.get("segmentation") for entry in entries])
+    for entry, given in zip(checked, entries):
+        entry.segmentation = given.get("segmentation")
+    _Decoder(ground_truth, masks, source).correct(checked, 0)
+    detections = _collect([checked], masks, source)
     _check_box_format(ground_truth, detections)
     return detections
+
+
+class _Decoder:
+    """
+    Decodes a part of a results file: quickly as long as it is plain, else with all that
+    :func:`read_results` takes.
+    """
+
+    def __init__(self, ground_truth: GroundTruth, masks: bool, source: str):
+        self.ground_truth, self.masks, self.source = ground_truth, masks, source
+        entry_type = _MaskEntry if masks else _Entry
+        self._decode = msgspec.json.Decoder(list[entry_type]).decode  # type: ignore[valid-type]
+        self._decode_any: Callable[[bytes], Any] = msgspec.json.Decoder(list[_AnyEntry]).decode  # type: ignore[valid-type]
+        self._plain = True
+        self._ids: dict[Any, int] = {}
+
+    def __call__(self, text: bytes, done: int) -> list[Any]:
+        """
+        Args:
+            text: a JSON list of entries.
+            done: how many came before.
+
+        Raises:
+            DecodeError, ValidationError (msgspec), InputError: not such a list.
+        """
+        if self._plain:
+            try:
+                entries: list[Any] = self._decode(text)
+                if not (
+                    self.masks and any(is_text_of_bytes(e.segmentation["counts"]) for e in entries)
+                ):
+                    return entries
+            except msgspec.ValidationError:
+                pass
+        self.correct(entries := self._decode_any(text), done)
+        self._plain = False
+        return entries
+
+    def correct(self, entries: list[Any], done: int) -> None:
+        """Make the entries plain, in place; `done` is the number of the first."""
+        ids, needs_mask = self._ids, self.masks
+        for number, entry in enumerate(entries, done):
+            try:
+                image_id = ids.get(entry.image_id)
+                if image_id is None:
+                    image_id = ids[entry.image_id] = self.ground_truth.find_image(entry.image_id)
+                entry.image_id = image_id
+                if needs_mask or not entry.bbox:
+                    entry.segmentation = self._mask(entry.segmentation, image_id)
+                    entry.bbox = entry.bbox or mask_utils.toBbox(entry.segmentation).tolist()
+                if len(entry.bbox) != 4:
+                    raise InputError(
+                        f"bbox {list(entry.bbox)} is not four numbers x, y, width, height"
+                    )
+            except InputError as error:
+                raise InputError(f"{self.source}: entry {number}: {error}") from None
+
+    def _mask(self, mask: Any, image_id: int) -> dict[str, Any]:
+        if not mask and self.masks:
+            raise InputError(
+                "has no 'segmentation', so these results have no masks: leave out --iou mask or "
+                "--masks, or give results with masks"
+            )
+        if not mask:
+            raise InputError("has neither 'bbox' nor 'segmentation'; write [x, y, width, height]")
+        size = (np.nan, np.nan)
+        if isinstance(mask, list):
+            (index,) = self.ground_truth.index_images([image_id])
+            size = self.ground_truth.image_sizes[index]
+        try:
+            return to_rle(mask, *size)
+        except Exception as error:  # pycocotools raises no narrower one
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"'segmentation' is neither RLE nor polygons [[x1, y1, x2, y2, x3, y3, ...], ...] "
+                f"({reason}); write RLE with 'size' and 'counts'"
+            ) from None
 
 
 def _collect(pieces: Iterable[list[Any]], masks: bool, source: str) -> Detections:
@@ -128,12 +249,10 @@ def _collect(pieces: Iterable[list[Any]], masks: bool, source: str) -> Detection
     return Detections(image_ids, boxes, scores, rles if masks else None, named, source)
 
 
-def _read_pieces(path: StrPath, f: BinaryIO, entry_type: type) -> Iterator[list[Any]]:
+def _read_pieces(path: StrPath, f: IO[bytes], decode: _Decoder) -> Iterator[list[Any]]:
     """Decode one piece of the file after the other, each cut where an entry ends."""
-    decoder = msgspec.json.Decoder(list[entry_type])  # type: ignore[valid-type]
     done = 0
-    size = os.fstat(f.fileno()).st_size
-    name = os.path.basename(path)
+    size, name = os.path.getsize(os.path.expanduser(path)), os.path.basename(path)
     with tqdm(total=size, unit="B", unit_scale=True, desc=name, disable=None) as progress:
         rest = f.read(PIECE).lstrip()
         if rest[:1] != b"[":
@@ -148,7 +267,7 @@ def _read_pieces(path: StrPath, f: BinaryIO, entry_type: type) -> Iterator[list[
             failures = []
             for cut in cuts:
                 try:
-                    entries = decoder.decode(b"[" + rest[:cut].rstrip()[:-1] + b"]")
+                    entries = decode(b"[" + rest[:cut].rstrip()[:-1] + b"]", done)
                 except msgspec.ValidationError as error:
                     raise _describe(path, rest, done, error) from None
                 except msgspec.DecodeError as error:
@@ -163,7 +282,7 @@ def _read_pieces(path: StrPath, f: BinaryIO, entry_type: type) -> Iterator[list[
             rest += more
         progress.update(len(rest))
         try:
-            yield decoder.decode(b"[" + rest)
+            yield decode(b"[" + rest, done)
         except msgspec.DecodeError as error:
             raise _describe(path, rest, done, error) from None
 
@@ -174,7 +293,7 @@ def _describe(
     """
     Args:
         text: from the entry number `done` on.
-        error: of decoding b"[" + text.
+        error: what decoding b"[" + text raised.
 
     Returns:
         an error that names file and entry.

@@ -4,6 +4,7 @@ Ground truth as arrays.
 Shapes: I images, G ground truths (gts) of the whole data set.
 """
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as mask_utils
 
 from oln_d2.checks import InputError
-from oln_d2.data.coco import load_coco
+from oln_d2.data.coco import check_coco, load_coco, to_int, to_rle
+from oln_d2.data.lookup import image_name
 from oln_d2.data.splits import split_category_ids
 from oln_d2.files import StrPath
 
@@ -32,11 +34,13 @@ class GroundTruth:
         image_sizes (I, 2): height, width in pixels; NaN where the file has none.
         starts (I + 1,): the gts of image i are starts[i]:starts[i + 1].
         boxes (G, 4): XYWH, absolute pixels, as in the file.
-        areas (G,): the annotation's `area` in pixels (in COCO the mask's, not the box's).
+        areas (G,): the annotation's `area` in pixels (in COCO the mask's, not the box's); where it
+            has none, that of its mask, else that of its box.
         crowd (G,), seen (G,): bool.
         category_ids (G,)
-        category_names (dict[int, str]): of all categories, by id.
+        category_names (dict[int, str]): the names of all categories, by id.
         seen_names (tuple[str]): names of the seen categories.
+        notes (list[str]): what to know before numbers are compared with others.
     """
 
     def __init__(
@@ -47,16 +51,16 @@ class GroundTruth:
     ):
         """
         Args:
-            content: a COCO ground truth, as :func:`oln_d2.data.coco.load_coco` returns it. It is
-                kept, so that loading the file again costs nothing, and not changed.
+            content: a COCO ground truth. As :func:`oln_d2.data.coco.load_coco` returned it, it is
+                kept, so that loading the file again costs nothing; it is not changed.
             seen: a split's name or category names, see :func:`oln_d2.data.splits.seen_names`. May
                 be empty.
             source: named in errors.
 
         Raises:
-            InputError: an unknown category, or an annotation without a usable `area`.
+            InputError: an unknown category, an `area` that is not usable, or as of `load_coco`.
         """
-        self._content = content
+        content = self._content = check_coco(source, content)
         self.source = str(source)
         seen_ids, _ = split_category_ids(content["categories"], seen, source)
         self.category_names = {c["id"]: c["name"] for c in content["categories"]}
@@ -67,23 +71,46 @@ class GroundTruth:
         sides = [[image.get(side) or np.nan for side in ("height", "width")] for image in images]
         self.image_sizes = np.array(sides, float)
         annotations = content["annotations"]
-        for index, annotation in enumerate(annotations):
-            area = annotation.get("area")
-            if not isinstance(area, (int, float)) or not 0 <= area < np.inf:
-                raise InputError(
-                    f"{source}: annotations[{index}]: area {area!r} is not a finite number >= 0; "
-                    "recall by object size needs it"
-                )
         image = self.index_images([a["image_id"] for a in annotations])
         category = np.array([a["category_id"] for a in annotations], np.int64)
         order = np.lexsort((category, image))
         self.category_ids = category[order]
         self.starts = np.searchsorted(image[order], np.arange(len(images) + 1))
         self.boxes = np.array([a["bbox"] for a in annotations], float).reshape(-1, 4)[order]
-        self.areas = np.array([a["area"] for a in annotations], float)[order]
+        self.areas, self.notes = self._find_areas(annotations, image)
+        self.areas = self.areas[order]
         self.crowd = np.array([bool(a.get("iscrowd")) for a in annotations], bool)[order]
         self.seen = np.isin(self.category_ids, seen_ids)
         self._annotations = [annotations[i] for i in order]
+
+    def _find_areas(
+        self, annotations: list[dict[str, Any]], image: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], list[str]]:
+        areas = np.empty(len(annotations))
+        without = 0
+        for index, annotation in enumerate(annotations):
+            area = annotation.get("area")
+            if area is None:
+                without += 1
+                try:
+                    mask = to_rle(annotation["segmentation"], *self.image_sizes[image[index]])
+                    area = mask_utils.area(mask)
+                except Exception:  # no mask, or none that can be used
+                    area = annotation["bbox"][2] * annotation["bbox"][3]
+            elif not isinstance(area, (int, float)) or not 0 <= area < np.inf:
+                raise InputError(
+                    f"{self.source}: annotations[{index}]: area {area!r} is not a finite number "
+                    ">= 0; write the area in pixels, or leave it out and that of the mask or the "
+                    "box is taken"
+                )
+            areas[index] = area
+        if not without:
+            return areas, []
+        note = (
+            f"{without} of {len(areas)} objects have no `area`: that of the mask is taken or, "
+            "without one, of the box, so recall by size is not as COCO has it"
+        )
+        return areas, [note]
 
     @classmethod
     def load(cls, path: StrPath, seen: StrPath | Sequence[str]) -> "GroundTruth":
@@ -122,6 +149,50 @@ class GroundTruth:
             )
         return np.repeat(index, np.diff(begins, append=len(image_ids)))
 
+    def find_image(self, written: int | float | str) -> int:
+        """
+        Args:
+            written: what tools write for an image: its id, also as 3.0 or "3", or its `file_name`,
+                with or without folders and ending.
+
+        Returns:
+            the id; one that the ground truth does not have only if `written` is a number.
+
+        Raises:
+            InputError: it means no image, or more than one.
+        """
+        number = to_int(written)
+        if not isinstance(written, str):
+            if number is None or abs(number) >= 2**63:
+                raise InputError(f"image_id {written!r} is not an integer; write the image's id")
+            return number
+        name = written.replace("\\", "/").strip()
+        named = self._ids_by_name.get(name) or self._ids_by_name.get(name.rpartition("/")[2], [])
+        found = {*named, *([number] if number in self._ids else [])}
+        if len(found) != 1:
+            what = "could be several images" if found else "is neither id nor file name of an image"
+            raise InputError(
+                f"image_id {written!r} {what} of {self.source}; write the image's id, a number"
+            )
+        return found.pop()
+
+    @cached_property
+    def _ids(self) -> set[int]:
+        return set(self.image_ids.tolist())
+
+    @cached_property
+    def _ids_by_name(self) -> dict[str, list[int]]:
+        """The ids of the images that a file name may mean."""
+        ret: dict[str, list[int]] = {}
+        for image in self._content["images"]:
+            name = image_name(image)
+            if name:
+                name = name.replace("\\", "/")
+                base = name.rpartition("/")[2]
+                for key in {name, base, os.path.splitext(name)[0], os.path.splitext(base)[0]}:
+                    ret.setdefault(key, []).append(image["id"])
+        return ret
+
     @property
     def has_masks(self) -> bool:
         """Whether every annotation has a mask."""
@@ -132,17 +203,11 @@ class GroundTruth:
         """The G masks as COCO RLE. Raises InputError where an annotation has none."""
         masks = []
         for annotation, image in zip(self._annotations, self.images):
-            mask = annotation.get("segmentation")
             try:
-                if isinstance(mask, list) or isinstance(mask["counts"], list):
-                    height, width = map(int, self.image_sizes[image])
-                    mask = mask_utils.frPyObjects(mask, height, width)
-                    mask = mask_utils.merge(mask) if isinstance(mask, list) else mask
-                mask_utils.area(mask)
+                masks.append(to_rle(annotation.get("segmentation"), *self.image_sizes[image]))
             except Exception as error:  # pycocotools raises no narrower one
                 raise InputError(
                     f"{self.source}: the annotation with id {annotation.get('id')} has no usable "
                     f"'segmentation' ({error}); without masks only boxes can be scored"
                 ) from None
-            masks.append(mask)
         return masks

@@ -31,7 +31,7 @@ from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.evaluation.result import GROUPS, OpenWorldResult
 
 PROTOCOLS = ("xclass", "filtered")
-# Of the annotation's `area` in pixels, inclusive on both sides.
+# Limits of the annotation's `area` in pixels, inclusive on both sides.
 AREA_RANGES = {
     "all": (0, 1e10),
     "small": (0, 32**2),
@@ -331,7 +331,7 @@ class OpenWorldRecall:
     def _pairs(self, image, ious):
         """
         Args:
-            ious (g, d): of one image; detections by descending score.
+            ious (g, d): one image's; detections by descending score.
 
         Returns:
             gt (P,) in the data set, detection (P,) in the image, IoU (P,), ordered by gt, then

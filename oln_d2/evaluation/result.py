@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from tabulate import tabulate
 from oln_d2.checks import FRACTION, POSITIVE_INT, SEED, InputError, check_limits
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.evaluation.plot import plot_results
-from oln_d2.files import StrPath, write_whole
+from oln_d2.files import StrPath, write_file
 
 GROUPS = ("unseen", "seen", "all")
 AREA_SUFFIXES = {"all": "", "small": "s", "medium": "m", "large": "l"}
@@ -77,12 +77,7 @@ class OpenWorldResult:
         Raises:
             InputError: another group or area.
         """
-        if group not in GROUPS or area not in AREA_SUFFIXES:
-            raise InputError(
-                f"group {group!r}, area {area!r}: use one of {', '.join(GROUPS)} and one of "
-                f"{', '.join(AREA_SUFFIXES)}"
-            )
-        v, a = GROUPS.index(group), list(AREA_SUFFIXES).index(area)
+        v, a = _index(group, area)
         num_gts = self.counts[v, a].sum()
         if not num_gts:
             return np.full(len(self.iou_thresholds), np.nan)
@@ -116,7 +111,7 @@ class OpenWorldResult:
 
         Args:
             samples: how often the images are drawn anew, with replacement.
-            seed: of the draws.
+            seed: starts the random draws.
             level: share of the draws that lie in the interval.
 
         Returns:
@@ -126,29 +121,30 @@ class OpenWorldResult:
             InputError: an argument out of its range.
         """
         check_limits(samples=(samples, POSITIVE_INT), seed=(seed, SEED), level=(level, FRACTION))
-        num_images = len(self.given)
-        image = self.ground_truth.images
-        rng = np.random.default_rng(seed)
-        weights = rng.multinomial(num_images, np.full(num_images, 1 / num_images), samples)
-        weights = weights.astype(np.float32)  # exact for counts, half the memory
-        ks = sorted({*self.ks, *AUC_KS})
+        draws = draw_images(len(self.given), samples, seed)
         intervals = {}
-        for v, group in enumerate(GROUPS):
+        for group in GROUPS:
             values = {}
-            for a, suffix in enumerate(AREA_SUFFIXES.values()):
-                counts = self.counts[v, a]
-                found = self.found[v, a][:, counts]
-                at = image[counts]
-                sums = [np.bincount(at, (found < k).mean(0), num_images) for k in ks]
-                num_gts = weights @ np.bincount(at, minlength=num_images).astype(float)
-                with np.errstate(invalid="ignore"):  # a draw may have nothing to be found
-                    ar = np.stack([weights @ s for s in sums], 1) / num_gts[:, None]
-                values.update({f"AR{suffix}@{k}": ar[:, ks.index(k)] for k in self.ks})
-                if a == 0:
-                    at_auc = ar[:, [ks.index(k) for k in AUC_KS]]
+            for area, suffix in AREA_SUFFIXES.items():
+                ars = self.ar_of_draws(draws, self.ks, group, area)
+                values.update({f"AR{suffix}@{k}": ar for k, ar in zip(self.ks, ars.T)})
+                if area == "all":
+                    at_auc = self.ar_of_draws(draws, AUC_KS, group)
                     values["AUC"] = np.array([auc(row) for row in at_auc])
-            intervals[group] = {name: _interval(value, level) for name, value in values.items()}
+            intervals[group] = {name: interval(value, level) for name, value in values.items()}
         return intervals
+
+    def ar_of_draws(
+        self, draws: NDArray[np.float32], ks: Sequence[int], group: str, area: str = "all"
+    ) -> NDArray[np.float64]:
+        """(S, K): :meth:`ar` at the K budgets in each of S draws, see :func:`draw_images`."""
+        v, a = _index(group, area)
+        counts, num_images = self.counts[v, a], len(self.given)
+        found, image = self.found[v, a][:, counts], self.ground_truth.images[counts]
+        sums = [np.bincount(image, (found < k).mean(0), num_images) for k in ks]
+        num_gts = draws @ np.bincount(image, minlength=num_images).astype(float)
+        with np.errstate(invalid="ignore"):  # a draw may have nothing to be found
+            return np.stack([draws @ s for s in sums], 1) / num_gts[:, None]
 
     def to_dict(self) -> dict[str, Any]:
         """All of the result in plain Python values; metrics in [0, 1], NaN where undefined."""
@@ -191,17 +187,12 @@ class OpenWorldResult:
                 row["AUC"] = metrics["AUC"] if a == 0 else None
                 row["AP"] = metrics[f"AP{suffix}"]
                 rows.append({k: percent(x) if isinstance(x, float) else x for k, x in row.items()})
-        table = tabulate(
-            rows,
-            headers="keys",
-            disable_numparse=True,
-            colalign=["left"] + ["right"] * (len(rows[0]) - 1),
-        )
-        return f"{table}\n{self.summary()}"
+        return f"{text_table(list(rows[0]), [row.values() for row in rows])}\n{self.summary()}"
 
     def summary(self) -> str:
         """What the numbers are based on, and warnings: text to be shown with every table."""
         per_image = self._detections_per_image()
+        crowds = np.count_nonzero(self.ground_truth.crowd)
         freed = f", {self.freed.mean():.1f} of them cost no budget" if self.freed.any() else ""
         lines = [
             f"Percent. Protocol {self.protocol}: {PROTOCOL_TEXT[self.protocol]}. "
@@ -209,6 +200,7 @@ class OpenWorldResult:
             f"{len(self.given)} images, {self.given.sum()} detections: {per_image['min']} to "
             f"{per_image['max']} an image, {per_image['mean']:.1f} on average{freed}; "
             f"{np.count_nonzero(self.given == 0)} images without any.",
+            *([f"Crowds, which are no objects to be found: {crowds}."] if crowds else []),
             *(f"Warning: {text}" for text in self.warnings),
         ]
         return "\n".join(lines)
@@ -236,9 +228,9 @@ class OpenWorldResult:
         return metrics
 
     def _warnings(self) -> list[str]:
-        warnings = []
+        warnings = list(self.ground_truth.notes)
         bare = np.count_nonzero(self.given == 0)
-        if 2 * bare > len(self.given):
+        if bare:
             warnings.append(
                 f"{bare} of {len(self.given)} images have no detection, so all their objects count "
                 "as missed: was the detector run on all of them?"
@@ -265,7 +257,24 @@ class OpenWorldResult:
         return warnings
 
 
-def _interval(values: NDArray[np.float64], level: float) -> tuple[float, float]:
+def _index(group: str, area: str) -> tuple[int, int]:
+    if group not in GROUPS or area not in AREA_SUFFIXES:
+        raise InputError(
+            f"group {group!r}, area {area!r}: use one of {', '.join(GROUPS)} and one of "
+            f"{', '.join(AREA_SUFFIXES)}"
+        )
+    return GROUPS.index(group), list(AREA_SUFFIXES).index(area)
+
+
+def draw_images(num_images: int, samples: int, seed: int) -> NDArray[np.float32]:
+    """(samples, num_images): how often each image is in each draw, with replacement."""
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(num_images, np.full(num_images, 1 / num_images), samples)
+    return draws.astype(np.float32)  # exact for counts, half the memory
+
+
+def interval(values: NDArray[np.float64], level: float) -> tuple[float, float]:
+    """Between what quantiles this share of the values lies, as much below as above; NaN of none."""
     if np.isnan(values).all():
         return math.nan, math.nan
     tail = (1 - level) / 2
@@ -285,6 +294,12 @@ def percent(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{100 * value:.2f}"
 
 
+def text_table(headers: Sequence[str], rows: Sequence[Iterable[Any]]) -> str:
+    """Names on the left, numbers on the right."""
+    align = ["left"] + ["right"] * (len(headers) - 1)
+    return tabulate(rows, headers, disable_numparse=True, colalign=align)
+
+
 def write_report(path: StrPath, results: list[dict[str, Any]]) -> None:
     """
     Args:
@@ -295,8 +310,7 @@ def write_report(path: StrPath, results: list[dict[str, Any]]) -> None:
         InputError: the file cannot be written.
     """
     text = json.dumps({"results": _null_for_nan(results)}, indent=2, allow_nan=False)
-    with write_whole(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
-        f.write(text + "\n")
+    write_file(path, text + "\n")
 
 
 def _null_for_nan(value):

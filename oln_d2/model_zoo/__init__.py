@@ -15,7 +15,7 @@ Metrics are percent, on COCO val2017, unseen objects, protocol xclass.
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,27 +56,14 @@ def get_config_file(config_path: str) -> str:
 
 
 def find_config_file(config_file: StrPath) -> str:
-    """
-    Args:
-        config_file: a config file, or a recipe's name, see :func:`get_config_file`.
-
-    Returns:
-        the path of the file.
-
-    Raises:
-        InputError: neither a file nor a recipe.
-    """
+    """The path of a config file or, by its name, of a recipe, see :func:`get_config_file`."""
     path = os.path.expanduser(config_file)
     return path if os.path.isfile(path) else get_config_file(path)
 
 
 def get_checkpoint_url(config_path: str) -> str:
     """
-    Args:
-        config_path: see :func:`get_config_file`.
-
-    Returns:
-        the address of the weights trained with this recipe.
+    The address of the weights trained with a recipe, see :func:`get_config_file`.
 
     Raises:
         InputError: no recipe has this name, or its weights have not been published.
@@ -116,7 +103,6 @@ def load_config(config_file: StrPath, opts: Sequence[Any] = ()) -> "CfgNode":
         ImportError: Detectron2 is not installed.
     """
     with needs("a recipe", "detectron2"):
-        import yaml
         from detectron2.config import get_cfg
 
     from oln_d2.config import add_oln_config
@@ -127,25 +113,28 @@ def load_config(config_file: StrPath, opts: Sequence[Any] = ()) -> "CfgNode":
     try:
         cfg.merge_from_file(path)
         cfg.merge_from_list(list(opts))
-    except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+    except Exception as error:  # YAML and its readers raise all kinds
         reason = " ".join(str(error).split())
         raise InputError(f"{path}, or a KEY VALUE pair: {reason}") from None
     return cfg
 
 
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a config, by their full names."""
+    flat = {}
+    for key, value in settings.items():
+        nested = isinstance(value, Mapping)
+        flat.update(flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value})
+    return flat
+
+
 def get_config(config_path: str, trained: bool = False) -> "CfgNode":
     """
+    The config of a recipe, see :func:`get_config_file` and :func:`load_config`; errors as well.
+
     Args:
-        config_path: see :func:`get_config_file`.
-        trained: whether MODEL.WEIGHTS is the trained weights, or what the recipe has there: for
-            most, ImageNet weights of the backbone.
-
-    Returns:
-        the recipe, with OLN's keys.
-
-    Raises:
-        InputError: see :func:`get_config_file` and, if `trained`, :func:`get_checkpoint_url`.
-        ImportError: Detectron2 is not installed.
+        trained: MODEL.WEIGHTS are the trained weights, see :func:`get_checkpoint_url`, and not what
+            the recipe has there: for most, ImageNet weights of the backbone.
     """
     opts = ["MODEL.WEIGHTS", get_checkpoint_url(config_path)] if trained else []
     return load_config(get_config_file(config_path), opts)
@@ -153,18 +142,12 @@ def get_config(config_path: str, trained: bool = False) -> "CfgNode":
 
 def get(config_path: str, trained: bool = False, device: str | None = None) -> "nn.Module":
     """
+    The model of a recipe, in training mode; see :func:`get_config`, errors as well.
+
     Args:
-        config_path: see :func:`get_config_file`.
         trained: whether the model has the trained weights, or random ones. (Not those of the
             recipe's MODEL.WEIGHTS, ImageNet's; `DetectionCheckpointer` loads them.)
         device: instead of the recipe's; where there is no CUDA, "cpu" is the default.
-
-    Returns:
-        the model, in training mode.
-
-    Raises:
-        InputError: see :func:`get_config`; or the weights do not fit.
-        ImportError: Detectron2 is not installed.
     """
     cfg = get_config(config_path, trained)
     import torch
@@ -172,10 +155,8 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> "
 
     from oln_d2.engine.trainer import StrictCheckpointer
 
-    if device is None and not torch.cuda.is_available():
-        device = "cpu"
-    if device is not None:
-        cfg.MODEL.DEVICE = device
+    if device or not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = device or "cpu"
     model = build_model(cfg)
     if trained:
         StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)

@@ -16,10 +16,10 @@ def build_resnet10_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
     Args:
         cfg: MODEL.RESNETS.{RES2_OUT_CHANNELS, NORM} and MODEL.FPN.{OUT_CHANNELS, NORM} are used.
-        input_shape: of the image.
+        input_shape: the image's.
 
     Returns:
-        with the features p2..p6.
+        a backbone with the features p2..p6.
     """
     norm, channels = cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS
     stages, in_channels = [], channels

@@ -55,14 +55,13 @@ class OLNOutputLayers(FastRCNNOutputLayers):
     ):
         """
         Args:
-            input_shape: shape of the input features.
             score_target: what the score learns, "iou" or "centerness".
             fused: whose geometric mean is the score of a detection, of "objectness", the first
                 stage's score, and "box_score", this one's.
-            classify: whether the features also learn classes and background, as those of
-                :class:`FastRCNNOutputLayers` do (an ablation). Detections do not use it.
+            classify: whether the features also learn classes and background (an ablation).
+                Detections do not use it.
             loss_weight: factors of "loss_box_score", "loss_box_reg" and "loss_cls", default 1.
-            kwargs: arguments of :class:`FastRCNNOutputLayers`; box deltas are always
+            input_shape, kwargs: see :class:`FastRCNNOutputLayers`; box deltas are always
                 class-agnostic.
 
         Raises:
@@ -184,8 +183,8 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         for detections, index, boxes_i, qualities in per_image:
             # Detectron2 counts `index` in what is left without the boxes that are not finite.
             finite = boxes_i.isfinite().all(dim=1)
-            for quality in qualities.values():
-                finite &= quality.isfinite()
+            for name in self.fused:
+                finite &= qualities[name].isfinite()
             index = finite.nonzero().squeeze(1)[index]
             detections.set(OBJECTNESS.attribute, qualities[OBJECTNESS.field][index])
             detections.set(BOX_SCORE.attribute, qualities[BOX_SCORE.field][index])

@@ -50,7 +50,10 @@ Naming convention:
     gt_labels: 1 positive, 0 negative, -1 not in the sample.
 """
 
-DIVERGED = "training has diverged. Lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS."
+DIVERGED = (
+    "training has diverged; lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS; earlier "
+    "checkpoints are good as MODEL.WEIGHTS"
+)
 
 
 class LTRBTransform:
@@ -76,8 +79,7 @@ class OLNRPNHead(StandardRPNHead):
     def __init__(self, *, ltrb_init: float = 0.0, classify: bool = False, **kwargs):
         """
         Args:
-            ltrb_init: the distances predicted at the start of training, in widths and heights of
-                the anchor; 0.5 makes the first boxes the anchors, 0 boxes without area.
+            ltrb_init: see MODEL.OLN.LTRB_INIT in `oln_d2.config`.
             classify: also predict object or background, see :class:`OLNRPN`.
             kwargs: arguments of :class:`StandardRPNHead`.
         """
@@ -104,9 +106,9 @@ class OLNRPNHead(StandardRPNHead):
             features: L feature maps, each (N, C, Hi, Wi).
 
         Returns:
-            list[Tensor]: L tensors (N, A, Hi, Wi), objectness logits.
-            list[Tensor]: L tensors (N, A*4, Hi, Wi), distances left, top, right, bottom per anchor.
-            list[Tensor]: only with a classifier in training; L tensors (N, A, Hi, Wi), its logits.
+            of each feature map the objectness logits, (N, A, Hi, Wi); the distances left, top,
+            right, bottom of each anchor, (N, A*4, Hi, Wi); and, only with a classifier in training,
+            its logits, (N, A, Hi, Wi).
         """
         hidden = [F.normalize(self.conv(x), dim=1) for x in features]
         predictors = [self.objectness_logits, self.anchor_deltas]
@@ -138,14 +140,9 @@ class OLNRPN(RPN):
     ):
         """
         Args:
-            objectness_target: what the score learns, "centerness" or "iou".
-            objectness_iou_thresholds: IoU below which an anchor is a negative and from which on it
-                is a positive of the objectness loss.
-            objectness_batch_size_per_image: anchors sampled for the objectness loss, positives
-                first.
-            objectness_negatives: whether negatives fill that sample.
-            box_iou_thresholds: the same two limits for the sample of the box loss, whose negatives
-                only count in the normaliser of both losses.
+            objectness_...: the keys of `oln_d2.config` with these names.
+            box_iou_thresholds: as those of the objectness, for the sample of the box loss, whose
+                negatives only count in the normaliser of both losses.
             nms: (train, test), whether proposals go through NMS.
             loss_weight: factors of "loss_rpn_obj", "loss_rpn_loc" and, for a head that also
                 classifies anchors (an ablation; proposals do not look at it), "loss_rpn_cls".
@@ -201,11 +198,9 @@ class OLNRPN(RPN):
             "loss_rpn_loc": rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
             "loss_rpn_cls": rpn.LOSS_WEIGHT * oln.RPN_CLS_LOSS_WEIGHT,
         }
+        for name in ("target", "iou_thresholds", "batch_size_per_image", "negatives"):
+            ret[f"objectness_{name}"] = oln[f"OBJECTNESS_{name.upper()}"]
         ret["box_iou_thresholds"] = rpn.IOU_THRESHOLDS
-        ret["objectness_target"] = oln.OBJECTNESS_TARGET
-        ret["objectness_iou_thresholds"] = oln.OBJECTNESS_IOU_THRESHOLDS
-        ret["objectness_batch_size_per_image"] = oln.OBJECTNESS_BATCH_SIZE_PER_IMAGE
-        ret["objectness_negatives"] = oln.OBJECTNESS_NEGATIVES
         ret["nms"] = (oln.RPN_NMS_TRAIN, oln.RPN_NMS_TEST)
         return ret
 
@@ -217,14 +212,12 @@ class OLNRPN(RPN):
         Assign and sample twice, for the box loss and for the objectness loss.
 
         Args:
-            anchors: anchors of each feature map.
+            anchors: those of each feature map.
             gt_instances: the objects of each image, with `gt_boxes`; may be empty.
 
         Returns:
-            list[Tensor]: N tensors (2, R), `gt_labels` of the box (0) and the objectness (1)
-                sample.
-            list[Tensor]: N tensors (2, R, 4), the assigned object's box; undefined where the label
-                is not 1.
+            of each image `gt_labels`, (2, R), of the box (0) and the objectness (1) sample; and the
+            boxes of the assigned objects, (2, R, 4), undefined where the label is not 1.
         """
         anchors = Boxes.cat(anchors)
         samples = [
@@ -360,6 +353,7 @@ class OLNRPN(RPN):
             logits.append(logits_i)
             levels.append(torch.full_like(indices[0], i))
         boxes, logits, levels = cat(boxes, dim=1), cat(logits, dim=1).float(), cat(levels)
+        nms = partial(batched_nms, iou_threshold=self.nms_thresh)
         proposals = []
         for boxes_i, logits_i, image_size in zip(boxes, logits, image_sizes):
             boxes_i, logits_i = select_proposals(
@@ -369,9 +363,7 @@ class OLNRPN(RPN):
                 image_size,
                 self.post_nms_topk[self.training],
                 min_side=self.min_box_size,
-                nms=partial(batched_nms, iou_threshold=self.nms_thresh)
-                if self.nms[self.training]
-                else None,
+                nms=nms if self.nms[self.training] else None,
                 diverged=DIVERGED if self.training else None,
             )
             proposals.append(

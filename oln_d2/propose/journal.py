@@ -2,14 +2,25 @@
 
 import json
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from oln_d2.checks import InputError
-from oln_d2.files import lock
+from oln_d2.files import lock_folder
+from oln_d2.propose.writers import FILES
 from oln_d2.results import Proposals
 from oln_d2.scores import SCORES
 
-Stamp = list[int] | None  # of a file; differs where the file may, None of one that is not there
+Stamp = list[int] | None  # differs where a file may differ; None where there is no file
+
+
+class Place(NamedTuple):
+    """What is kept in memory of an entry."""
+
+    stamp: Stamp
+    offset: int
+    size: tuple[int, int]  # height and width of an image
+    as_stored: bool  # not turned as EXIF says
+    frames: list[str] | None  # names of those of a video or of another file of several
 
 
 class Journal:
@@ -17,23 +28,30 @@ class Journal:
     A file to which entries are appended as they come.
 
     Args:
-        path: begun if it is not there.
-        settings: of the proposals; those in the file have to be the same.
+        path: begun if it is not there; its folder is locked.
+        settings: what the proposals depend on; those in the file have to be the same.
 
     Raises:
-        InputError: the file is of other settings, cannot be used, or another process writes it.
+        InputError: the file is of other settings or cannot be used, another process has its
+            folder, or that holds results of something else.
     """
 
     def __init__(self, path: str, settings: dict[str, Any]):
         self.path = path
-        # name: (stamp, offset); the last entry of a name counts
-        self.places: dict[str, tuple[Stamp, int]] = {}
+        self.places: dict[str, Place] = {}  # by name, whose last entry counts
+        folder = os.path.dirname(path)
+        files = {os.path.join(folder, name) for names in FILES.values() for name in names}
+        for file in sorted(files):
+            if os.path.exists(file) and not os.path.exists(path):
+                raise InputError(
+                    f"{file}: is there, but no {os.path.basename(path)} of the run that wrote it; "
+                    "choose another --output, or remove it"
+                )
+        self.lock = lock_folder(folder)  # lasts as long as the journal
         try:
-            self.file = open(path, "a+b")  # noqa: SIM115  its lock lasts as long as the journal
+            self.file = open(path, "a+b")  # noqa: SIM115  to be added to
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-        if not lock(self.file):
-            raise InputError(f"{path}: another process is writing it; wait for it")
         end = self._scan(settings)
         self.file.truncate(end)  # the part of a line that a killed run left
         if end == 0:
@@ -56,9 +74,15 @@ class Journal:
             if offset == 0:
                 self._compare(entry, settings)
             else:
-                self.places[entry["name"]] = entry["stamp"], offset
+                self._keep(entry, offset)
             offset += len(line)
         return offset
+
+    def _keep(self, entry, offset):
+        size = entry.get("height", 0), entry.get("width", 0)
+        self.places[entry["name"]] = Place(
+            entry["stamp"], offset, size, entry.get("as_stored", False), entry.get("frames")
+        )
 
     def _compare(self, known, settings):
         for name, value in settings.items():
@@ -79,25 +103,34 @@ class Journal:
                 "same command again"
             ) from None
 
-    def has(self, name: str, stamp: Stamp) -> bool:
-        """Whether there is an entry of this name with this stamp."""
-        return name in self.places and self.places[name][0] == stamp
+    def has(self, name: str, stamp: Stamp, size: tuple[int, int] | None = None) -> bool:
+        """
+        Whether there are proposals for the image of this name with this stamp; of `size`, height
+        and width, or else for the upright image.
+        """
+        place = self.places.get(name)
+        if place is None or place.stamp != stamp or place.frames is not None:
+            return False
+        return not place.as_stored if size is None else place.size == size
+
+    def frames(self, name: str, stamp: Stamp) -> list[str] | None:
+        """The names of the frames of a file with this stamp, where all of them were looked at."""
+        place = self.places.get(name)
+        return place.frames if place is not None and place.stamp == stamp else None
 
     def add(self, name: str, stamp: Stamp, content: dict[str, Any]) -> None:
         """Append an entry of plain values. Raises InputError if it cannot be written."""
         offset = os.fstat(self.file.fileno()).st_size
-        self._write({"name": name, "stamp": stamp, **content})
-        self.places[name] = stamp, offset
+        entry = {"name": name, "stamp": stamp, **content}
+        self._write(entry)
+        self._keep(entry, offset)
 
-    def read(self, name: str) -> dict[str, Any]:
-        """The last entry of this name."""
-        self.file.seek(self.places[name][1])
-        return json.loads(self.file.readline())
-
-    def add_proposals(self, stamp: Stamp, found: Proposals) -> None:
+    def add_proposals(self, stamp: Stamp, found: Proposals, as_stored: bool) -> None:
         """Append an image's. Raises InputError if it cannot be written."""
         height, width = found.size
-        content = {"height": height, "width": width, "boxes": found.boxes.tolist()}
+        content: dict[str, Any] = {"height": height, "width": width}
+        content |= {"as_stored": True} if as_stored else {}
+        content["boxes"] = found.boxes.tolist()
         content["scores"] = found.scores.tolist()
         content |= {field: values.tolist() for field, values in found.qualities().items()}
         if found.masks is not None:
@@ -109,7 +142,8 @@ class Journal:
 
     def read_proposals(self, name: str) -> Proposals:
         """The last of the image of this name, without the image."""
-        entry = self.read(name)
+        self.file.seek(self.places[name].offset)
+        entry = json.loads(self.file.readline())
         return Proposals(
             entry["boxes"],
             entry["scores"],

@@ -39,7 +39,8 @@ class OnnxProposer(Proposer):
             )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only
-        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 0))  # 0: all
+        threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # "4,2": by level
+        options.intra_op_num_threads = int(threads) if threads.isdecimal() else 0  # 0: all
         try:
             self.session = onnxruntime.InferenceSession(
                 path, options, providers=[PROVIDERS[device]]

@@ -8,17 +8,18 @@ absolute pixels of the image.
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from oln_d2.checks import FRACTION, POSITIVE_INT, check_limits
+from oln_d2.checks import FRACTION, POSITIVE_INT, Limit, check_limits
 from oln_d2.data.images import resized_shape, to_image
 from oln_d2.files import StrPath
 from oln_d2.propose.inputs import find_sources, read_frames
+from oln_d2.propose.tiles import Tile, make_tiles, merge
 from oln_d2.results import Proposals
 
 
@@ -43,6 +44,8 @@ class Proposer(ABC):
         min_size, max_size (int): limits of the shorter and the longer side of an image as the model
             sees it, in pixels; with `min_size` None it sees the image as it is.
         size_divisor (int): the model pads both sides to a multiple of it.
+        tiles (int): side of the tiles that an image is also looked at by; None: it is not.
+        overrides (dict): what :meth:`look_closer` was given.
     """
 
     identity: str
@@ -50,6 +53,29 @@ class Proposer(ABC):
     min_size: int | None
     max_size: int
     size_divisor: int = 1
+    tiles: int | None = None
+    overrides: Mapping[str, int | None] = {"min_size": None, "tiles": None}
+
+    def look_closer(self, min_size: int | None = None, tiles: int | None = None) -> None:
+        """
+        Find smaller objects, at the cost of time.
+
+        Args:
+            min_size: the shorter side of an image as the model sees it, in pixels; the limit of the
+                longer one grows with it. None: as the model was built.
+            tiles: side of the tiles that an image is also looked at by, in pixels of the image.
+
+        Raises:
+            InputError: a number below 32.
+        """
+        limit = Limit(lambda value: value >= 32, "32 or more")
+        check_limits(min_size=(min_size, limit), tiles=(tiles, limit))
+        self.overrides = {"min_size": min_size, "tiles": tiles}
+        self.tiles = tiles
+        if min_size is not None:
+            if self.min_size is not None:
+                self.max_size = round(self.max_size * min_size / self.min_size)
+            self.min_size = min_size
 
     @abstractmethod
     def detect(
@@ -85,7 +111,7 @@ class Proposer(ABC):
                 NMS only.
             batch_size: images at once; only neighbours of one size share a batch, so the boxes do
                 not depend on it.
-            every: of a video take one of so many frames.
+            every: take one of so many frames of a video.
 
         Yields:
             the proposals for each image, in order. Those of a file read it again when the image is
@@ -116,20 +142,41 @@ class Proposer(ABC):
         self, photos: list[Photo], top_k: int, score: float, nms: float | None
     ) -> list[Proposals]:
         """The proposals for a batch of images of the same `input_shape`; see :meth:`__call__`."""
-        if not photos:
-            return []
+        found: list[list[tuple[Tile, dict[str, Any]]]] = [[] for _ in photos]
+        waiting: dict[tuple[int, int], list[tuple[int, Tile, Image.Image]]] = {}
+        for number, (image, *_) in enumerate(photos):
+            for tile in make_tiles(image.width, image.height, self.tiles):
+                corner = tile.x + tile.width, tile.y + tile.height
+                part = image.crop((tile.x, tile.y, *corner)) if self.tiles else image
+                waiting.setdefault(self.input_shape(part), []).append((number, tile, part))
+        for group in waiting.values():
+            for begin in range(0, len(group), len(photos)):
+                numbers, tiles, parts = zip(*group[begin : begin + len(photos)], strict=True)
+                for number, tile, fields in zip(
+                    numbers, tiles, self._detect_resized(parts), strict=True
+                ):
+                    found[number].append((tile, fields))
+        ret = []
+        for photo, parts_of in zip(photos, found, strict=True):
+            width, height = photo.image.size
+            fields = parts_of[0][1]
+            if len(parts_of) > 1:
+                fields = merge(parts_of, width, height, self.max_detections)
+            own = Proposals(
+                **fields, size=(height, width), name=photo.name, image=photo.path or photo.image
+            )
+            own = own[own.scores > score]
+            ret.append((own if nms is None else own.nms(nms)).top(top_k))
+        return ret
+
+    def _detect_resized(self, images):
         pixels, sizes = [], []
-        for image, *_ in photos:
+        for image in images:
             height, width = self._resized_shape(image)
             resized = image.resize((width, height), Image.Resampling.BILINEAR)
             pixels.append(np.array(resized))
             sizes.append((image.height, image.width))
-        ret = []
-        for photo, size, fields in zip(photos, sizes, self.detect(pixels, sizes), strict=True):
-            found = Proposals(**fields, size=size, name=photo.name, image=photo.path or photo.image)
-            found = found[found.scores > score]
-            ret.append((found if nms is None else found.nms(nms)).top(top_k))
-        return ret
+        return self.detect(pixels, sizes)
 
     def input_shape(self, image: Image.Image) -> tuple[int, int]:
         """
@@ -167,10 +214,10 @@ def _photos(images: Iterable[Any], every: int) -> Iterator[Photo]:
             continue
         _, sources = find_sources([os.fspath(image)])
         for source in sources:
-            for name, frame in read_frames(source, every):
+            for name, frame, _ in read_frames(source, every):
                 if isinstance(frame, Exception):
                     raise frame
-                yield Photo(frame, name, None if source.is_video else source.path)
+                yield Photo(frame, name, source.path if name == source.name else None)
 
 
 def file_digest(path: StrPath) -> str:

@@ -1,7 +1,7 @@
 """Proposals for many images, written to files; a run that was stopped goes on."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,15 +10,16 @@ from tqdm import tqdm
 
 from oln_d2.checks import POSITIVE_INT, InputError, check_limits, one_of
 from oln_d2.data.coco import load_coco
+from oln_d2.data.lookup import image_name, image_size, match_images, some
 from oln_d2.drawing import contact_sheet as make_contact_sheet
-from oln_d2.drawing import picture_path, save_picture
-from oln_d2.files import StrPath, make_folder, write_whole
+from oln_d2.drawing import list_shortened, picture_path, save_picture
+from oln_d2.files import StrPath, check_output, make_folder, write_file
+from oln_d2.pages import Item, write_page
 from oln_d2.propose.inputs import find_sources, read_frames
 from oln_d2.propose.journal import Journal, Stamp
 from oln_d2.propose.proposer import Photo, Proposer, check_selection
-from oln_d2.propose.writers import WRITERS, label_name
+from oln_d2.propose.writers import FILES, WRITERS, Target, label_name
 
-NAMED = 3  # of the images that a message is about
 WAITING = 4  # batches of images that wait for others of their size
 ON_A_SHEET = 60
 
@@ -26,16 +27,18 @@ ON_A_SHEET = 60
 class Proposed(NamedTuple):
     """What :func:`propose_files` did."""
 
-    names: list[str]  # of the images and frames that are in the files, relative to `root`
+    names: list[str]  # images and frames that are in the files, relative to `root`
     new: int  # how many of them were not done before
     root: str  # the folder that all inputs are in
     failures: list[str]  # why an input could not be read, a sentence each
     unknown: list[str]  # paths of images that the ground truth does not have, so left out
+    absent: list[str]  # names of images of the ground truth that are not among the inputs
+    as_stored: list[str]  # names of images that EXIF turns, but their annotations do not
 
 
 def propose_files(
     proposer: Proposer,
-    inputs: Iterable[str],
+    inputs: Sequence[str],
     output: StrPath,
     *,
     format: str = "coco",
@@ -48,6 +51,7 @@ def propose_files(
     draw: bool = False,
     draw_top: int = 20,
     contact_sheet: bool = False,
+    html: bool = False,
 ) -> Proposed:
     """
     Propose on images and write the results to files. The same call again skips what is done, goes
@@ -55,14 +59,18 @@ def propose_files(
 
     Args:
         proposer: see :func:`oln_d2.load`.
-        inputs: images, folders, globs and videos, see :func:`oln_d2.propose.inputs.find_sources`.
+        inputs: images, folders, globs, videos and lists of these, see
+            :func:`oln_d2.propose.inputs.find_sources`.
         output: a folder.
-        format: "coco", "csv" or "yolo", see :mod:`oln_d2.propose.writers`.
-        gt: a COCO file whose image ids are taken, by `file_name`; only for "coco".
+        format: see :mod:`oln_d2.propose.writers`.
+        gt: a COCO file whose image ids are taken, see :func:`oln_d2.data.lookup.match_images`;
+            not for "csv" and "yolo". Boxes are then in the frame of its annotations, see
+            :meth:`oln_d2.data.images.Page.of_size`.
         top_k, score, nms, batch_size, every: see :meth:`Proposer.__call__`.
         draw: also write pictures of the best, to `pictures/`.
         draw_top: how many are drawn.
         contact_sheet: pictures, and sheets of 60 of them each.
+        html: also write a page to look through, `index.html`.
 
     Raises:
         InputError: arguments or files that cannot be used, before any work is lost. Images that
@@ -70,32 +78,39 @@ def propose_files(
     """
     check_selection(top_k, score, nms, batch_size, every)
     check_limits(draw_top=(draw_top, POSITIVE_INT), format=(format, one_of(*WRITERS)))
-    if gt is not None and format != "coco":
-        raise InputError(f"gt: only results of the format coco have image ids, not {format}")
+    if gt is not None and format in ("csv", "yolo"):
+        raise InputError(f"gt: the format {format} has no image ids; use another, such as coco")
     output = os.fspath(output)
     root, sources = find_sources(inputs, output)
     if format == "yolo":
         _check_labels(sources)
-    ids, unknown = {}, []
+    known = None
     if gt is not None:
-        ids, unknown = _image_ids(gt, sources)
-        sources = [source for source in sources if source.name in ids]
+        known = _Known(gt, sources)
+        sources = known.sources
     settings: dict[str, Any] = {"model": proposer.identity, "root": root}
     settings |= {"top_k": top_k, "score": score, "nms": nms, "every": every}
+    settings |= proposer.overrides
     make_folder(output)
+    if gt is not None:
+        for file in FILES[format]:
+            check_output(os.path.join(output, file), [gt])
     journal = Journal(os.path.join(output, "journal.jsonl"), settings)
-    run = _Run(proposer, journal, output, (top_k, score, nms), batch_size, every)
+    run = _Run(proposer, journal, output, (top_k, score, nms), batch_size, every, known)
     run.go_through(sources)
     names = [name for own in run.done.values() for name in own]
-    if gt is None:
-        ids = {name: i for i, name in enumerate(names, 1)}
-    WRITERS[format](output, (journal.read_proposals(name) for name in names), ids)
+    ids = {name: known.ids[name] if known else i for i, name in enumerate(names, 1)}
+    proposals = (journal.read_proposals(name) for name in names)
+    WRITERS[format](Target(output, ids, gt, root, proposer.identity), proposals)
     if names and (draw or contact_sheet):
-        _draw(run.done, journal, output, every, draw_top, contact_sheet)
-    with write_whole(os.path.join(output, "unreadable.txt")) as temporary:
-        text = "".join(f"{failure}\n" for failure in run.failures)
-        Path(temporary).write_text(text, encoding="utf-8")
-    return Proposed(names, run.new, root, run.failures, unknown)
+        _draw(run, draw_top, contact_sheet)
+    if names and html:
+        write_page(output, _items(run), number=draw_top)
+    failures = "".join(f"{failure}\n" for failure in run.failures)
+    write_file(os.path.join(output, "unreadable.txt"), failures)
+    as_stored = [name for name in names if journal.places[name].as_stored]
+    unknown, absent = (known.unknown, known.absent) if known else ([], [])
+    return Proposed(names, run.new, root, run.failures, unknown, absent, as_stored)
 
 
 def _check_labels(sources):
@@ -110,38 +125,48 @@ def _check_labels(sources):
             )
 
 
-def _image_ids(gt, sources):
+class _Known:
     """
-    Image ids of a COCO file by the sources' names: its file_name is the end of a path. And the
-    paths of the sources that it does not have.
+    The images of a COCO file among the sources.
+
+    Attributes:
+        sources (list[Source]): those that are, or have, images of the file.
+        ids (dict[str, int]): image ids, by the names of images and frames.
+        sizes (dict[str, tuple[int, int] | None]): height and width, where the file has both.
+        unknown (list[str]): paths of what the file does not have.
+        absent (list[str]): names of the file's images that are not among the sources.
     """
-    ids = {image.get("file_name"): image["id"] for image in load_coco(gt)["images"]}
-    ret, first, unknown = {}, {}, []
-    for source in sources:
-        parts = source.path.split(os.sep)
-        ends = ("/".join(parts[i:]) for i in range(len(parts)))  # the longest first
-        known = next((end for end in ends if end in ids), None)
-        if known is None:
-            unknown.append(source.path)
-            continue
-        if first.setdefault(known, source) is not source:
+
+    def __init__(self, gt, sources):
+        self.gt = gt
+        images = load_coco(gt)["images"]
+        of_file = {}
+        for source in sources:
+            of_file.setdefault(os.path.basename(source.path), []).append(source)
+        ways = {source.path: (source, source.name) for source in sources}
+        for image in images:  # pages and frames that it names: "scan.tif/000002.jpg"
+            folder, _, frame = str(image.get("file_name")).replace("\\", "/").rpartition("/")
+            for source in of_file.get(os.path.basename(folder), ()):
+                ways[f"{source.path}/{frame}"] = source, f"{source.name}/{frame}"
+        found = match_images(ways, images, gt)
+        self.ids, self.sizes, kept = {}, {}, set()
+        self.absent = []
+        for image in images:
+            if image["id"] not in found:
+                self.absent.append(image_name(image))
+                continue
+            source, name = ways[found[image["id"]]]
+            kept.add(source)
+            # The name of a file of several pages means its first.
+            for own in (name, f"{name}/000000.jpg") if name == source.name else (name,):
+                self.ids[own], self.sizes[own] = image["id"], image_size(image)
+        self.sources = [source for source in sources if source in kept]
+        self.unknown = [source.path for source in sources if source not in kept]
+        if not kept:
             raise InputError(
-                f"{first[known].path} and {source.path} would both be the image {known} of {gt}; "
-                "leave one out"
+                f"{gt}: has no image of these file names: {some(self.unknown)}; give the file of "
+                "these images"
             )
-        ret[source.name] = ids[known]
-    if not ret:
-        raise InputError(
-            f"{gt}: has no image of these file names: {some(unknown)}; give the file of these "
-            "images"
-        )
-    return ret, unknown
-
-
-def some(paths: list[str]) -> str:
-    """The first of them, and how many there are more."""
-    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    return ", ".join(paths[:NAMED]) + more
 
 
 class _Run:
@@ -155,11 +180,13 @@ class _Run:
         failures (list[str]): what went wrong.
     """
 
-    def __init__(self, proposer, journal, output, selection, batch_size, every):
+    def __init__(self, proposer, journal, output, selection, batch_size, every, known):
         self.proposer, self.journal, self.output = proposer, journal, output
         self.selection, self.batch_size, self.every = selection, batch_size, every
+        self.known = known  # a _Known; None without ground truth
         self.done, self.new, self.failures = {}, 0, []
-        self.waiting = {}  # photos and their files' stamps, by the size that the model sees
+        # By the size that the model sees: photos, their files' stamps, whether they are as stored.
+        self.waiting = {}
 
     def go_through(self, sources):
         with tqdm(desc="proposing", unit="image", disable=None) as self.progress:
@@ -169,31 +196,42 @@ class _Run:
                 self._propose(source)
             self._finish_all()
 
+    def frames(self, source):
+        """See :func:`read_frames`; only those that the ground truth has, if there is one."""
+        if self.known is None:
+            return read_frames(source, self.every)
+        frames = read_frames(source, self.every, self.known.sizes, self.known.gt)
+        return (f for f in frames if f.name in self.known.ids or isinstance(f.image, InputError))
+
+    def _has(self, name, stamp):
+        return self.journal.has(name, stamp, self.known and self.known.sizes.get(name))
+
     def _propose(self, source):
         stamp = _stamp(source.path)
-        if self.journal.has(source.name, stamp):  # of a video: the names of its frames
-            own = self.journal.read(source.name)["frames"] if source.is_video else [source.name]
+        own = self.journal.frames(source.name, stamp) or [source.name]
+        own = [name for name in own if self.known is None or name in self.known.ids]
+        if own and all(self._has(name, stamp) for name in own):
             self.done[source] = own
             self.progress.update(len(own))
             return
         own, broken = self.done.setdefault(source, []), False
-        for name, image in read_frames(source, self.every):
+        for name, image, as_stored in self.frames(source):
             if isinstance(image, InputError):
                 self.failures.append(str(image))
                 broken = True
                 self.progress.update()
                 continue
             own.append(name)
-            if self.journal.has(name, stamp):
+            if self._has(name, stamp):
                 self.progress.update()
                 continue
             shape = self.proposer.input_shape(image)
-            self.waiting.setdefault(shape, []).append((Photo(image, name), stamp))
+            self.waiting.setdefault(shape, []).append((Photo(image, name), stamp, as_stored))
             if len(self.waiting[shape]) == self.batch_size:
                 self._finish(shape)
             elif sum(map(len, self.waiting.values())) >= WAITING * self.batch_size:
                 self._finish(max(self.waiting, key=lambda shape: len(self.waiting[shape])))
-        if source.is_video and not broken:
+        if self.known is None and own != [source.name] and not broken:
             self._finish_all()
             self.journal.add(source.name, stamp, {"frames": own})
 
@@ -202,15 +240,25 @@ class _Run:
             self._finish(shape)
 
     def _finish(self, shape):
-        photos, stamps = zip(*self.waiting.pop(shape), strict=True)
-        for found, stamp in zip(
-            self.proposer.propose(list(photos), *self.selection), stamps, strict=True
+        photos, *more = zip(*self.waiting.pop(shape), strict=True)
+        for found, stamp, as_stored in zip(
+            self.proposer.propose(list(photos), *self.selection), *more, strict=True
         ):
-            # Of the image as it was before.
+            # It would show the image as it was before.
             Path(_picture(self.output, found.name)).unlink(missing_ok=True)
-            self.journal.add_proposals(stamp, found)
+            self.journal.add_proposals(stamp, found, as_stored)
         self.progress.update(len(photos))
         self.new += len(photos)
+
+
+def _items(run):
+    """The items of a page, which refers to the files of whole images."""
+    for source, own in run.done.items():
+        whole = own == [source.name] and not run.journal.places[source.name].as_stored
+        frames = [(source.name, source.path, False)] if whole else run.frames(source)
+        for name, image, _ in frames:
+            if name in own and not isinstance(image, InputError):
+                yield Item(name, image, [run.journal.read_proposals(name)])
 
 
 def _stamp(path: str) -> Stamp:
@@ -225,24 +273,25 @@ def _picture(output, name):
     return picture_path(os.path.join(output, "pictures"), name)
 
 
-def _draw(done, journal, output, every, top, sheets):
+def _draw(run, top, sheets):
     """Pictures of all images that have none yet, and sheets of all."""
-    paths = {name: _picture(output, name) for own in done.values() for name in own}
+    output = run.output
+    paths = {name: _picture(output, name) for own in run.done.values() for name in own}
     drawn = os.path.join(output, "pictures", "boxes.txt")  # how many boxes pictures have
     if not os.path.exists(drawn) or Path(drawn).read_text() != str(top):
         for path in paths.values():
             Path(path).unlink(missing_ok=True)
         make_folder(os.path.dirname(drawn))
-        with write_whole(drawn) as temporary:
-            Path(temporary).write_text(str(top))
-    for source, own in tqdm(done.items(), desc="drawing", unit="file", disable=None):
+        write_file(drawn, str(top))
+    for source, own in tqdm(run.done.items(), desc="drawing", unit="file", disable=None):
         missing = {name for name in own if not os.path.exists(paths[name])}
-        for name, image in read_frames(source, every) if missing else ():
+        for name, image, _ in run.frames(source) if missing else ():
             if name not in missing:
                 continue
             if isinstance(image, InputError):
                 raise image  # it could be read when the run began
-            save_picture(journal.read_proposals(name).on(image).draw(top), paths[name])
+            save_picture(run.journal.read_proposals(name).on(image).draw(top), paths[name])
+    list_shortened(os.path.join(output, "pictures"), paths)
     if sheets:
         named = list(paths.items())
         for number, begin in enumerate(range(0, len(named), ON_A_SHEET), 1):

@@ -4,13 +4,13 @@ import json
 import shutil
 import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from tabulate import tabulate
 
+from oln_d2.boxes import to_xyxy
 from oln_d2.checks import (
     POSITIVE,
     POSITIVE_INT,
@@ -21,6 +21,8 @@ from oln_d2.checks import (
     one_of,
     require_detectron2,
 )
+from oln_d2.data.images import open_image
+from oln_d2.drawing import Objects, choose, contact_sheet, draw_proposals, save_picture
 from oln_d2.evaluation import (
     GroundTruth,
     OpenWorldRecall,
@@ -28,8 +30,7 @@ from oln_d2.evaluation import (
     plot_results,
     read_results,
 )
-from oln_d2.files import StrPath, make_folder, read_json, write_whole
-from oln_d2.quickstart.pictures import draw_detectors
+from oln_d2.files import StrPath, lock_folder, make_folder, read_json, write_file, write_whole
 from oln_d2.quickstart.standalone_engine import DETECTIONS
 from oln_d2.quickstart.synthetic import KNOWN, make_dataset
 
@@ -37,6 +38,7 @@ MODELS = {"oln_box": "OLN-Box", "faster_rcnn": "Faster R-CNN"}
 KS = (10, 100)
 SECONDS = 0.11  # to train on an image once and its share of all else, on 2 cores
 NUM_PICTURES = 4  # the first images of the test set, not chosen by how they come out
+TOP = 10  # boxes that are drawn
 
 MEANING = """
 The training images show {unannotated}. Faster R-CNN learns to separate objects from background, and
@@ -66,7 +68,7 @@ def quickstart(
     Args:
         output: a folder.
         engine: "detectron2", "standalone", or "auto": Detectron2 if it is installed.
-        seed: of the data and of the training.
+        seed: for the data and the training.
         control: no novel objects in the training images.
         images: in training; half as many, but at least 4, are tested on.
         epochs: how often each is seen.
@@ -80,7 +82,6 @@ def quickstart(
         ImportError: the engine is not installed.
         FloatingPointError: training has diverged.
     """
-    begin = time.time()
     check_limits(
         images=(images, POSITIVE_INT),
         epochs=(epochs, POSITIVE),
@@ -91,6 +92,14 @@ def quickstart(
     folder = Path(output).expanduser()
     settings = dict(engine=engine, seed=seed, control=control, images=images, epochs=epochs)
     _check_settings(folder, settings)
+    with lock_folder(folder):
+        write_file(folder / "quickstart.json", json.dumps(settings))
+        return _run(folder, train, **settings)
+
+
+def _run(folder, train, engine, seed, control, images, epochs):
+    """What :func:`quickstart` does in a folder that is its own."""
+    begin = time.time()
     minutes = max(round(len(MODELS) * SECONDS * images * epochs / 60), 1)
     print(
         f"Training two detectors with {engine}, about {minutes} min on 2 CPU cores; everything "
@@ -123,7 +132,7 @@ def quickstart(
         torch.set_num_threads(threads)
 
     pictures = folder / "proposals.png"
-    draw_detectors(pictures, data / "test", ground_truth, detections, NUM_PICTURES)
+    _draw(pictures, data / "test", ground_truth, detections)
     curves = {"unseen": folder / "ar_novel.png", "seen": folder / "ar_known.png"}
     for group, path in curves.items():
         plot_results(str(path), results, group)
@@ -139,6 +148,25 @@ def quickstart(
     return results
 
 
+def _draw(path, image_root, ground_truth, detections):
+    """
+    A picture of the first images in columns, the detectors in rows, each with its best boxes, the
+    objects, and how many novel objects these boxes find with an IoU of 0.5 or more.
+    """
+    pictures, titles = [], []
+    for name, found in detections.items():
+        for index in range(NUM_PICTURES):
+            image_id = ground_truth.image_ids[index]
+            own = np.flatnonzero(found.image_ids == image_id)
+            top = own[choose(to_xyxy(found.boxes[own]), found.scores[own], TOP)]
+            objects, boxes = Objects.of(ground_truth, index), to_xyxy(found.boxes[top])
+            image = open_image(image_root / f"{image_id:06d}.png")
+            pictures.append(draw_proposals(image, boxes, found.scores[top], objects=objects))
+            novel = objects.found_by(boxes)[~objects.seen]
+            titles.append(f"{name}: {novel.sum()} of {len(novel)} novel")
+    save_picture(contact_sheet(pictures, titles, columns=NUM_PICTURES), path)
+
+
 def describe(results: dict[str, OpenWorldResult], control: bool) -> str:
     """The table and what it means."""
     groups = {"novel": "unseen", "known": "seen"}
@@ -150,6 +178,8 @@ def describe(results: dict[str, OpenWorldResult], control: bool) -> str:
     novel = {name: result.ar(KS[0]) for name, result in results.items()}
     more, less = sorted(novel, key=novel.get, reverse=True)
     found = f"Here {more} finds more of the novel objects with {KS[0]} detections than {less}."
+    if novel[more] == novel[less]:
+        found = f"Here both find as many of the novel objects with {KS[0]} detections."
     meaning = MEANING.format(
         unannotated=(
             "no novel objects"
@@ -163,7 +193,7 @@ def describe(results: dict[str, OpenWorldResult], control: bool) -> str:
     return "\n".join(["", table, "", textwrap.fill(found + meaning, 100), ""])
 
 
-def _choose_engine(engine: str) -> tuple[str, Callable[..., Path]]:
+def _choose_engine(engine):
     """The engine's name and its function that trains."""
     if engine == "auto":
         try:
@@ -179,17 +209,16 @@ def _choose_engine(engine: str) -> tuple[str, Callable[..., Path]]:
     return engine, train_and_detect
 
 
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Writes down the settings of a new run; raises InputError if the folder holds another one."""
+def _check_settings(folder, settings):
+    """Makes the folder of a new run; raises InputError if it holds something else."""
     path = folder / "quickstart.json"
     if not path.exists():
         make_folder(folder)
-        if any(folder.iterdir()):
+        if any(entry.name != ".lock" for entry in folder.iterdir()):
             raise InputError(
                 f"{folder}: is not empty and holds no quickstart; choose another --output"
             )
-        with write_whole(path) as temporary:
-            Path(temporary).write_text(json.dumps(settings))
+        return
     known = read_json(path)
     for name, value in settings.items():
         if known.get(name) != value:

@@ -32,7 +32,7 @@ def train_and_detect(model: str, data: Path, folder: Path, seed: int, epochs: fl
         model: "oln_box" or "faster_rcnn".
         data: what `make_dataset` wrote.
         folder: for the model; an interrupted training that it holds is resumed.
-        seed: of the weights and of the training.
+        seed: for the weights and the training.
         epochs: how often each image is seen.
 
     Returns:

@@ -163,7 +163,7 @@ def _draw_polygon(points, height, width):
 
 
 def _overlap(box1, box2):
-    """Of two XYWH boxes: the intersection's share of the smaller one."""
+    """The share of the smaller of two XYWH boxes that lies in the other."""
     low = np.maximum(box1[:2], box2[:2])
     high = np.minimum(np.add(box1[:2], box1[2:]), np.add(box2[:2], box2[2:]))
     return np.prod(np.clip(high - low, 0, None)) / min(box1[2] * box1[3], box2[2] * box2[3])

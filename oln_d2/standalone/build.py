@@ -21,6 +21,8 @@ from oln_d2.masks import MaskScoreHead
 from oln_d2.standalone.checkpoint import load_checkpoint, load_parameters, read_own_checkpoint
 from oln_d2.standalone.models import OLNBox, RoIAlign, SquareAnchors, Transform
 
+# Depths of the ResNet, and the channels of its first stage.
+CHANNELS = {10: 32, 18: 64, 34: 64, 50: 256, 101: 256}
 NORMS = {"FrozenBN": FrozenBatchNorm2d, "GN": partial(nn.GroupNorm, 32)}
 _OLN_BOX = {
     name: parameter.default
@@ -61,10 +63,8 @@ def build_detector(
         fpn_channels: channels of the feature pyramid.
         trainable_backbone_layers: stages of the ResNet that learn, from the last backwards; 5: all.
         weights_backbone: pretrained weights of the ResNet.
-        settings: the arguments of :class:`OLNBox`, with 4 `anchor_sizes` for P2..P5 or 5 for
-            P2..P6; with "oln_mask" also mask_channels (int), of the mask head. With "faster_rcnn"
-            those in :data:`DEFAULTS`, and torchvision's `FasterRCNN` arguments, whose meanings and
-            defaults are its own.
+        settings: those in :data:`DEFAULTS`: arguments of :class:`OLNBox`, with 4 `anchor_sizes` for
+            P2..P5 or 5 for P2..P6; with "faster_rcnn" also torchvision's `FasterRCNN` arguments.
 
     Returns:
         called as :class:`OLNBox` says. Its `config` is the dict of plain values that builds the
@@ -81,7 +81,7 @@ def build_detector(
     }
     check_limits(
         architecture=(architecture, one_of(*DEFAULTS)),
-        depth=(depth, one_of(10, 18, 34, 50, 101)),
+        depth=(depth, one_of(*CHANNELS)),
         norm=(norm, one_of(*NORMS)),
         trainable_backbone_layers=(trainable_backbone_layers, one_of(*range(6))),
     )
@@ -120,11 +120,10 @@ def _backbone(depth, norm, fpn_channels, trainable_backbone_layers, weights, wit
     learning = stages[: trainable_backbone_layers if trainable_backbone_layers < 5 else None]
     for name, parameter in resnet.named_parameters():
         parameter.requires_grad_(name.split(".")[0] in learning)
-    channels = {10: 32, 18: 64, 34: 64}.get(depth, 256)
     backbone = BackboneWithFPN(
         resnet,
         return_layers={f"layer{i + 1}": str(i) for i in range(4)},
-        in_channels_list=[channels * 2**i for i in range(4)],
+        in_channels_list=[CHANNELS[depth] * 2**i for i in range(4)],
         out_channels=fpn_channels,
         norm_layer=NORMS[norm] if norm == "GN" else None,
     )
@@ -133,8 +132,9 @@ def _backbone(depth, norm, fpn_channels, trainable_backbone_layers, weights, wit
     return backbone
 
 
-def _small_resnet(norm_layer, width=32):
+def _small_resnet(norm_layer):
     """A ResNet-10, one basic block a stage, of half the width, under the names of torchvision's."""
+    width = CHANNELS[10]
     layers = {
         "conv1": nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
         "bn1": norm_layer(width),
@@ -184,10 +184,12 @@ def _faster_rcnn(backbone, *, anchor_sizes, min_size, max_size, representation_s
     return model
 
 
-def load_detector(path: StrPath) -> nn.Module:
+def load_detector(path: StrPath, config: dict[str, Any] | None = None) -> nn.Module:
     """
     Args:
-        path: a checkpoint that :func:`save_checkpoint`, `oln-d2 train` or `oln-d2 convert` wrote.
+        path: a checkpoint that :func:`save_checkpoint`, `oln-d2 train` or `oln-d2 convert` wrote;
+            or, with `config`, one of Detectron2.
+        config: arguments of :func:`build_detector`, for a file that does not hold them.
 
     Returns:
         the detector it holds, in inference mode.
@@ -196,13 +198,19 @@ def load_detector(path: StrPath) -> nn.Module:
         InputError: see :func:`load_checkpoint`; or the file does not say how its model is built.
     """
     content = read_own_checkpoint(path)
-    if "config" not in content:
+    config = config or content.get("config")
+    if not isinstance(config, dict):
         raise InputError(
-            f"{path}: does not say how its model is built; if Detectron2 trained it, "
-            "`propose` wants its --config-file; or build the model yourself, e.g. "
+            f"{path}: does not say how its model is built; if Detectron2 trained it, give its "
+            "--config-file too; or build the model in Python, e.g. "
             "oln_box_resnet50_fpn(checkpoint=...)"
         )
-    model = build_detector(**content["config"])
+    try:
+        model = build_detector(**config)
+    except TypeError as error:  # of a later version of this package
+        raise InputError(
+            f"{path}: has settings that are not known here ({error}); update oln_d2"
+        ) from None
     load_parameters(model, content["model"], path)
     return model.eval()
 
@@ -224,11 +232,9 @@ def oln_box_resnet50_fpn(
         >>> predictions[0]["boxes"], predictions[0]["scores"]
 
     Args:
-        checkpoint: weights of the whole detector, trained by either runtime, see
-            :func:`load_checkpoint`; weights of the backbone are then not fetched.
-        weights_backbone: pretrained weights of the ResNet; None: from scratch, which wants
-            norm="GN".
-        settings: see :func:`build_detector` and :class:`OLNBox`.
+        checkpoint: weights of the whole detector, see :func:`load_checkpoint`; those of the
+            backbone are then not fetched.
+        weights_backbone, settings: see :func:`build_detector`; from scratch wants norm="GN".
     """
     return _oln_box(50, checkpoint, weights_backbone, settings)
 

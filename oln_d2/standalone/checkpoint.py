@@ -7,6 +7,8 @@ import contextlib
 import os
 import pickle
 import re
+import zipfile
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,63 +22,164 @@ from oln_d2.standalone.names import detectron2_name, is_public
 # Of other versions of Detectron2 or of other norms; no parameters.
 IGNORED = ("pixel_mean", "pixel_std", "num_batches_tracked")
 
+# How files begin that were taken for checkpoints, and what they are; the first that fits.
+_OTHER_FILES = {
+    rb"version https://git-lfs": "a Git LFS pointer, which stands for the file; run `git lfs pull` "
+    "in its repository, or download the file itself",
+    rb"(\xef\xbb\xbf)?\s*<": "a web page (HTML or XML), such as a quota or login page, saved under "
+    "this name; open its address in a browser and fetch the file again",
+    rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar": "an archive; unpack it and give the "
+    "checkpoint in it",
+    rb".{8}\{\"": "safetensors; write its tensors with torch.save",
+    rb"\x89HDF": "HDF5, as Keras writes it; give a checkpoint of PyTorch",
+    rb"\x08.\x12": "ONNX, not a checkpoint; only `propose` and oln_d2.load take it, under a name "
+    "that ends in .onnx",
+    # Python 2 wrote pickles as text.
+    rb"(?!\(d|c\w+\n)[\t\r\n -~]+\Z": "text, not a checkpoint; give one, e.g. "
+    "output/model_final.pth",
+}
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before version 1.6
+# Where the parameters are; the average (EMA) is taken where there is nothing else.
+_HOMES = ("state_dict", "model", "model_state_dict", "model_state", "module", "blobs")
+_AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
+_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+
 
 def read_checkpoint(path: StrPath) -> dict[str, Any]:
     """
     Read a file without executing code that may be in it.
 
     Args:
-        path: a checkpoint of Detectron2, of this runtime or of mmdet, or a bare state dict, as
-            `torch.save` writes them.
+        path: a checkpoint of Detectron2 (also the `.pkl` of its model zoo), of this runtime or of
+            mmdet, or a bare state dict. Of a file that holds a model and its average (EMA) the
+            model is taken.
 
     Returns:
-        its content, with the parameters under "model".
+        its content, with the parameters under "model", as tensors, and without the prefixes of
+        DistributedDataParallel and torch.compile.
 
     Raises:
-        InputError: no such file, not a checkpoint, or one that holds more than tensors and plain
-            values.
+        InputError: no such file, not a checkpoint, one that is not complete, one that holds more
+            than tensors and plain values, or values that are not finite.
     """
-    try:
-        with _numpy_scalars_allowed():
-            content = torch.load(os.path.expanduser(path), map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file; give a checkpoint, e.g. output/model_final.pth"
-        ) from None
-    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "TorchScript" in str(error):
-            raise _is_script(path) from None
-        held = re.search(r"GLOBAL ([\w.]*\w)", str(error))  # torch says so after much else
-        if held:
-            reason = f"it holds {held[1]}"
-        raise InputError(
-            f"{path}: cannot be loaded as tensors and plain values alone ({reason}); pickled code "
-            "is not executed. Where you trust the file, load it yourself and torch.save its state "
-            "dict"
-        ) from None
-    if isinstance(content, torch.jit.ScriptModule):  # older versions of torch load it
-        raise _is_script(path)
+    content = _read(os.path.expanduser(path), path)
     if not isinstance(content, dict):
         raise InputError(
             f"{path}: holds a {type(content).__name__}, not a checkpoint (a dict of tensors)"
         )
-    if isinstance(content.get("state_dict"), dict):
-        content = {"model": content["state_dict"]}
-    if not isinstance(content.get("model"), dict):
-        content = {"model": content}
-    if not any(isinstance(value, torch.Tensor) for value in content["model"].values()):
+    for home in (*_HOMES, *_AVERAGES, None):
+        found = content if home is None else content.get(home)
+        parameters = _tensors(found) if isinstance(found, dict) else {}
+        if parameters:
+            break
+    else:
+        there = f"it has {', '.join(map(str, content))}" if content else "it is an empty dict"
         raise InputError(
-            f"{path}: holds no tensors; give a checkpoint that Detectron2 or `train` wrote"
+            f"{path}: holds no tensors, neither at the top nor under {', '.join(_HOMES)}; "
+            f"{there[:80]}; give a checkpoint that Detectron2 or `train` wrote"
         )
-    return content
+    for name, tensor in parameters.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(
+                f"{path}: {name} holds NaN or infinite values, so its training has diverged or it "
+                "is damaged; take an earlier checkpoint, or fetch it again"
+            )
+    rest = {} if home is None else {key: value for key, value in content.items() if key != home}
+    return {**rest, "model": parameters}
 
 
-def _is_script(path):
-    return InputError(
-        f"{path}: is TorchScript, as `export` writes it, which torch.jit.load runs; give the "
-        "checkpoint that it was made of, or to `propose` an .onnx"
-    )
+def _read(file, path):
+    """What is in `file`, which errors call `path`."""
+    try:
+        with open(file, "rb") as f:
+            head = f.read(1024)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file; give a checkpoint, e.g. output/model_final.pth"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if not head.strip(b"\0"):
+        what = "holds nothing but zeros" if head else "is empty"
+        raise InputError(f"{path}: {what}; fetch or write it again")
+    for pattern, what in _OTHER_FILES.items():
+        if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
+            raise InputError(f"{path}: is {what}")
+    zipped = head.startswith(b"PK")
+    if zipped:
+        _check_archive(file, path)
+    try:
+        if not zipped and not head.startswith(_LEGACY):
+            with open(file, "rb") as f:
+                return _PlainUnpickler(f, encoding="latin1").load()
+        with _numpy_scalars_allowed():
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes all kinds
+        held = re.search(r"(?:GLOBAL|class) ([\w.]*\w)", str(error))  # after much else
+        if held is None:
+            raise InputError(
+                f"{path}: is damaged or not complete; fetch or write it again"
+            ) from None
+        raise InputError(
+            f"{path}: holds {held[1]}; pickled code is not executed. Where it was made, write it "
+            "again with nothing but tensors: torch.save(model.state_dict(), FILE)"
+        ) from None
+
+
+def _check_archive(file, path):
+    """Raises InputError for a zip archive that is not what torch.save writes."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):  # its list is at the end
+        raise InputError(
+            f"{path}: is not complete (it ends early, after {os.path.getsize(file)} bytes); fetch "
+            "or write it again"
+        ) from None
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise InputError(
+            f"{path}: is TorchScript, as `export` writes it, which torch.jit.load runs; give the "
+            "checkpoint that it was made of, or to `propose` an .onnx"
+        )
+    if not any(name.endswith("data.pkl") for name in names):
+        raise InputError(f"{path}: is a zip archive; unpack it and give the checkpoint in it")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Makes plain values and arrays of numpy, whose functions have these names in any version."""
+
+    _NUMPY = {
+        made.__name__: made
+        for made in (
+            np.ndarray,
+            np.dtype,
+            np.int64(0).__reduce__()[0],
+            np.zeros(1).__reduce_ex__(2)[0],
+            np.zeros(1).__reduce_ex__(5)[0],
+        )
+    }
+
+    def find_class(self, module, name):
+        if module.partition(".")[0] == "numpy" and name in self._NUMPY:
+            return self._NUMPY[name]
+        if (module, name) in (("collections", "OrderedDict"), ("_codecs", "encode")):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+
+
+def _tensors(found):
+    """Its tensors and arrays of numbers, the latter as tensors, without a wrapper's prefix."""
+    parameters = {}
+    for name, value in found.items():
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+            value = torch.from_numpy(value)
+        if isinstance(value, torch.Tensor):
+            parameters[str(name)] = value
+    for prefix in _WRAPPERS:
+        own = {n: value for n, value in parameters.items() if n != "n_averaged"}  # an average's
+        if own and all(name.startswith(prefix) for name in own):
+            parameters = {name[len(prefix) :]: value for name, value in own.items()}
+    return parameters
 
 
 def _numpy_scalars_allowed():
@@ -101,7 +204,7 @@ def load_checkpoint(model: nn.Module, path: StrPath) -> None:
     Load the weights of an OLN-Box that either runtime has trained.
 
     Args:
-        model: of :func:`build_detector`, changed in place.
+        model: made by :func:`build_detector`; changed in place.
         path: the file, see :func:`read_checkpoint`. A Detectron2 checkpoint does not hold the
             settings without parameters (anchor sizes, image size, numbers of proposals, NMS): build
             the model with those of its config file.
@@ -129,14 +232,13 @@ def load_parameters(model: nn.Module, parameters: dict[str, Any], path: StrPath)
     own = model.state_dict()
     names = {name: detectron2_name(name) for name in own}
     problems = []
-    for name, tensor in own.items():
-        found = parameters.get(names[name])
+    for ours, tensor in own.items():
+        found = parameters.get(name := names[ours])
         if found is None:
-            problems.append(f"{names[name]} is missing")
+            problems.append(f"{name} is missing")
         elif found.shape != tensor.shape:
-            problems.append(
-                f"{names[name]} has shape {list(found.shape)} instead of {list(tensor.shape)}"
-            )
+            shapes = f"{list(found.shape)} instead of {list(tensor.shape)}"
+            problems.append(f"{name} has shape {shapes}")
     known = set(names.values())
     problems += [
         f"{name} is not in this model"
@@ -144,12 +246,26 @@ def load_parameters(model: nn.Module, parameters: dict[str, Any], path: StrPath)
         if name not in known and not name.endswith(IGNORED)
     ]
     if problems:
-        more = f", and {len(problems) - 1} more such differences" if len(problems) > 1 else ""
-        raise InputError(
-            f"{path}: the checkpoint of another model: {problems[0]}{more}. Build the model with "
-            "the depth, norm, FPN channels and head of the training"
-        )
+        remedy = "Build the model with the depth, norm, FPN channels and head of the training"
+        raise another_model(path, problems, parameters, known, remedy)
     model.load_state_dict({name: parameters[names[name]] for name in own})
+
+
+def another_model(
+    path: StrPath, problems: list[str], found: Iterable[str], wanted: set[str], remedy: str
+) -> InputError:
+    """
+    Args:
+        path: the checkpoint.
+        problems: how it differs from the model, one or more.
+        found, wanted: names of the parameters of the checkpoint and of the model.
+        remedy: a sentence without its full stop.
+    """
+    what = f"{problems[0]} ({len(problems)} differences in all)"
+    if wanted.isdisjoint(found):
+        begins = sorted({name.partition(".")[0] for name in found})
+        what = f"none of its names is one of the model's, they begin with {', '.join(begins)[:100]}"
+    return InputError(f"{path}: the checkpoint of another model: {what}. {remedy}")
 
 
 def save_checkpoint(model: nn.Module, path: StrPath, **more: Any) -> None:
@@ -157,7 +273,7 @@ def save_checkpoint(model: nn.Module, path: StrPath, **more: Any) -> None:
     Write a checkpoint for both runtimes; all of it or nothing.
 
     Args:
-        model: of :func:`build_detector`.
+        model: made by :func:`build_detector`.
         path: Detectron2 takes it as MODEL.WEIGHTS.
         more: plain values and tensors to write beside the parameters.
 

@@ -1,6 +1,7 @@
 """Images and boxes in COCO's format, for training and evaluation."""
 
 import os
+import sys
 import zlib
 
 import numpy as np
@@ -11,7 +12,7 @@ from torchvision.transforms.functional import hflip, to_tensor
 
 from oln_d2.checks import InputError
 from oln_d2.data.coco import load_images
-from oln_d2.data.images import open_image
+from oln_d2.data.images import as_stored_note, open_annotated, open_image
 from oln_d2.files import StrPath
 
 
@@ -45,6 +46,7 @@ class CocoImages(Dataset):
         self.file_names = [record["file_name"] for record in records]
         # As arrays, or each worker of the loader would in time copy all of these small objects.
         self.sizes = np.array([(record["height"], record["width"]) for record in records])
+        self.noted = torch.zeros(1).share_memory_()  # by one of the processes that load images
         self.boxes = [
             np.array([a["bbox"] for a in record["annotations"]], np.float32).reshape(-1, 4)
             for record in records
@@ -56,7 +58,8 @@ class CocoImages(Dataset):
     def __getitem__(self, index):
         """
         Returns:
-            (Tensor, dict[str, Tensor]): the image, see :func:`read_image`; and `boxes` (G, 4),
+            (Tensor, dict[str, Tensor]): the image, (3, H, W), float, RGB, in [0, 1], in the frame
+            of its annotations, see :meth:`oln_d2.data.images.Page.of_size`; and `boxes` (G, 4),
             XYXY, clipped to the image, those without area left out, with `labels` (G,), all 1,
             "object".
 
@@ -65,14 +68,12 @@ class CocoImages(Dataset):
         """
         index, flip = index
         path = os.path.join(self.image_root, self.file_names[index])
-        image = read_image(path)
-        height, width = image.shape[-2:]
-        if (height, width) != tuple(self.sizes[index]):
-            raise InputError(
-                f"{path}: is {width} x {height} px, but {self.json_file} says "
-                f"{self.sizes[index][1]} x {self.sizes[index][0]}, so that its boxes may not fit; "
-                "correct 'width' and 'height' there, or fetch the image again"
-            )
+        height, width = self.sizes[index].tolist()
+        picture, as_stored = open_annotated(path, (height, width), self.json_file)
+        if as_stored and not self.noted:
+            self.noted += 1
+            print(as_stored_note(path, self.json_file), file=sys.stderr, flush=True)
+        image = to_tensor(picture)
         boxes = torch.from_numpy(self.boxes[index].copy())
         boxes[:, 2:] += boxes[:, :2]
         boxes[:, 0::2].clamp_(0, width)
@@ -130,10 +131,9 @@ class TrainingBatches(Sampler):
     resumed run sees what an uninterrupted one would.
 
     Args:
-        num_images (int): of the data set.
-        batch_size (int): of all processes together.
-        iterations (range): which iterations to go through.
-        seed (int): 0 or more.
+        num_images, seed (int): 0 or more.
+        batch_size (int): images of an iteration, of all processes together.
+        iterations (range): which ones to go through.
         rank, world_size (int): this process, and how many there are.
     """
 

@@ -10,6 +10,7 @@ import json
 import os
 import warnings
 from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,12 +60,12 @@ class ExportedGraph(nn.Module):
         return tuple(found[name] for name in OUTPUTS)
 
 
-def export(checkpoint: StrPath, output: StrPath) -> None:
+def export(checkpoint: StrPath, output: StrPath, config: dict[str, Any] | None = None) -> None:
     """
     Write a trained OLN-Box as one file that needs no part of this package.
 
     Args:
-        checkpoint: what :func:`oln_d2.standalone.load_detector` reads.
+        checkpoint, config: see :func:`oln_d2.standalone.load_detector`.
         output: name.onnx, of opset `OPSET`; or name.pt, TorchScript, to run on a CPU with torch and
             torchvision. Both compute :class:`ExportedGraph`, for images of any size, and hold
             `min_size`, `max_size` and `max_detections` as JSON: the first under `oln_d2` in its
@@ -81,7 +82,7 @@ def export(checkpoint: StrPath, output: StrPath) -> None:
     if ending == ".onnx":
         with needs("export", "export"):
             import onnx
-    model = load_detector(checkpoint)
+    model = load_detector(checkpoint, config)
     if not isinstance(model, OLNBox) or model.roi_heads.has_mask():
         raise InputError(
             f"{checkpoint}: holds the model {model.config['architecture']}, and only oln_box can "

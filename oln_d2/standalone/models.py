@@ -80,13 +80,8 @@ class Transform(GeneralizedRCNNTransform):
 
     def resize(self, image, target=None):
         """
-        Args:
-            image (Tensor): shape (3, H, W), see :meth:`resized_pixels`.
-            target (dict[str, Tensor], optional): `boxes`, shape (G, 4), and maybe `labels`, (G,).
-
-        Returns:
-            the image, shape (3, H', W'), resized and normalised; and the target, its boxes resized
-            as well, without those that lose their area.
+        Resizes and normalises an image, see :meth:`resized_pixels`, and resizes the boxes of its
+        target (`boxes`, shape (G, 4), and maybe `labels`, (G,)); those that lose their area go.
         """
         pixels = self.resized_pixels(image)
         if target is not None:
@@ -133,14 +128,9 @@ class Transform(GeneralizedRCNNTransform):
 
     def postprocess(self, result, image_shapes, original_image_sizes):
         """
-        Args:
-            result (list[dict]): of N images `boxes`, shape (D, 4), other tensors of length D, and
-                maybe `masks`, shape (D, M, M), within the boxes.
-            image_shapes, original_image_sizes (list[tuple]): N heights and widths, which the boxes
-                are for now, and which they shall be for.
-
-        Returns:
-            list[dict]: the same of the boxes that have area in the image, `masks` as RLEMasks.
+        Scales the detections of each image, `boxes` (D, 4), maybe `masks` (D, M, M) within the
+        boxes, and other tensors of length D, to the original image, where boxes without area are
+        left out and masks become RLEMasks.
         """
         if self.training:
             return result
@@ -168,10 +158,7 @@ class SquareAnchors(detection.anchor_utils.AnchorGenerator):
         super().__init__(tuple((size,) for size in sizes), ((1.0,),) * len(sizes))
 
     def forward(self, image_list, feature_maps):
-        """
-        Returns:
-            list[Tensor]: N times the same, shape (R, 4), row by row, level by level.
-        """
+        """The same anchors (R, 4) for each image, level by level, row by row."""
         anchors = []
         for (size,), stride, features in zip(self.sizes, STRIDES, feature_maps):
             y, x = (stride * torch.arange(n, device=features.device) for n in features.shape[-2:])
@@ -184,9 +171,7 @@ class SquareAnchors(detection.anchor_utils.AnchorGenerator):
 
 
 class StandaloneRPNHead(RPNHead):
-    """
-    torchvision's `RPNHead` whose hidden features are L2-normalised before the two predictions.
-    """
+    """torchvision's `RPNHead`, hidden features L2-normalised before the two predictions."""
 
     def forward(self, x):
         hidden = [F.normalize(self.conv(features), dim=1) for features in x]
@@ -196,12 +181,8 @@ class StandaloneRPNHead(RPNHead):
 class StandaloneRPN(detection.rpn.RegionProposalNetwork):
     """
     torchvision's `RegionProposalNetwork` that learns centerness and the distances to the sides of
-    the box, with OLN's assignment and losses. A proposal is a box with its centerness.
-
-    Args:
-        nms_thresh (float, optional): IoU above which the weaker of two proposals of a level is
-            dropped; None, as in the authors' code: no NMS.
-        Others: see `RegionProposalNetwork`.
+    the box, with OLN's assignment and losses. A proposal is a box with its centerness. Its argument
+    `nms_thresh` may be None, as in the authors' code: no NMS.
     """
 
     def __init__(self, *args, **kwargs):
@@ -252,15 +233,7 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
         return torch.stack(labels, dim=1), torch.stack(gt_boxes, dim=1)
 
     def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
-        """
-        Args:
-            proposals, objectness (Tensor): shape (N, R, 4), not clipped, and (N, R), logits.
-            image_shapes (list[tuple]): N heights and widths before padding.
-            num_anchors_per_level (list[int]): they add up to R.
-
-        Returns:
-            the proposals of :meth:`forward`.
-        """
+        """The proposals of :meth:`forward`, of boxes (N, R, 4), not clipped, and logits (N, R)."""
         levels = [torch.full((n,), i) for i, n in enumerate(num_anchors_per_level)]
         levels = torch.cat(levels).to(proposals.device)
         best = self._get_top_n_idx(objectness, num_anchors_per_level)
@@ -341,18 +314,12 @@ class OLNPredictor(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x):
-        """Of features, shape (R, C), logits of the scores, (R,), and box deltas, (R, 4)."""
+        """Features, (R, C), to logits of the scores, (R,), and box deltas, (R, 4)."""
         return self.box_score(x)[:, 0].float(), self.bbox_pred(x).float()
 
 
 class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
-    """
-    torchvision's `RoIHeads` that learn the IoU of an RoI instead of a class.
-
-    Args:
-        mask_score: beside the mask parts of `RoIHeads`.
-        Others: see `RoIHeads`.
-    """
+    """torchvision's `RoIHeads` that learn the IoU of an RoI, no class, and one of its mask."""
 
     def __init__(self, *args, mask_score: MaskScoreHead | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -361,10 +328,8 @@ class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
     def forward(self, features, proposals, image_shapes, targets=None):
         """
         Args:
-            features (dict[str, Tensor]): of P2, P3, ..., each (N, C, Hi, Wi).
-            proposals (list[dict[str, Tensor]]): what :class:`StandaloneRPN` returns.
+            features, targets: see :class:`StandaloneRPN`, which makes the proposals.
             image_shapes (list[tuple]): N heights and widths before padding.
-            targets (list[dict[str, Tensor]]): in training of each image `boxes`, shape (G, 4).
 
         Returns:
             list[dict[str, Tensor]]: for each image what :class:`OLNBox` says, but as the model sees
@@ -375,12 +340,11 @@ class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
         if self.training:
             if self.has_mask():
                 raise InputError("OLN-Mask is trained with train_net.py; here it only runs")
-            targets = [
-                {"boxes": t, "labels": t.new_ones(len(t), dtype=torch.int64)}
-                for t in (target["boxes"] for target in targets)
-            ]
+            gt_boxes = [target["boxes"] for target in targets]
+            targets = [{"boxes": b, "labels": torch.ones_like(b[:, 0]).long()} for b in gt_boxes]
             boxes, matches, labels, deltas = self.select_training_samples(boxes, targets)
-        pooled = self.box_roi_pool(list(features.values())[:4], boxes)
+        levels = list(features.values())[:4]
+        pooled = self.box_roi_pool(levels, boxes)
         scores, pred_deltas = self.box_predictor(self.box_head(pooled))
         if not self.training:
             counts = [b.shape[0] for b in boxes]  # a trace takes what len() returns for a constant
@@ -388,14 +352,13 @@ class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
             per_image = zip(proposals, refined, scores.sigmoid().split(counts), image_shapes)
             results = [self._detections(*image) for image in per_image]
             if self.has_mask():
-                levels = list(features.values())[:4]
                 for n, detections in enumerate(results):
                     self._add_masks([level[n : n + 1] for level in levels], detections)
             kept = slice(self.detections_per_img)
             return [{name: v[kept] for name, v in result.items()} for result in results], {}
 
         positive = torch.cat(labels) > 0
-        gt_boxes = torch.cat([t["boxes"][m[n > 0]] for t, m, n in zip(targets, matches, labels)])
+        gt_boxes = torch.cat([b[m[n > 0]] for b, m, n in zip(gt_boxes, matches, labels)])
         # Of the RoI as it came, not as the deltas refine it.
         iou = aligned_iou(torch.cat(boxes)[positive], gt_boxes)
         deltas = torch.cat(deltas)[positive]
@@ -407,7 +370,7 @@ class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
         }
 
     def _detections(self, proposals, boxes, iou, image_shape):
-        """Of an image: P proposals, refined `boxes` (P, 4) and their predicted `iou` (P,)."""
+        """What NMS leaves of the refined `boxes` (P, 4) of an image, with predicted `iou` (P,)."""
         scores = fuse_scores(proposals[OBJECTNESS.attribute], iou)
         finite = boxes.isfinite().all(dim=1) & (scores > self.score_thresh)
         detections = {
@@ -539,7 +502,7 @@ def detect(
     Run a detector on images that are resized already, as its `transform` would.
 
     Args:
-        model: of :func:`build_detector`, in inference mode.
+        model: made by :func:`build_detector`, in inference mode.
         pixels: N images, each (3, H', W'), uint8, RGB; moved to the model's device.
         sizes: N heights and widths of the images before, which the boxes and masks are for.
 

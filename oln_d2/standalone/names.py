@@ -50,7 +50,7 @@ PUBLIC_SCORES = ("rpn_head.rpn_obj.weight", "roi_head.bbox_head.fc_bbox_score.we
 def detectron2_name(name: str) -> str:
     """
     Args:
-        name: of a parameter of the standalone OLN-Box.
+        name: a parameter's name in the standalone OLN-Box.
 
     Returns:
         the name of the same parameter in Detectron2's OLN-Box, and so in any checkpoint.

@@ -2,9 +2,9 @@
 Plain training on COCO-format data, on one or several processes; for more use Detectron2's trainer.
 """
 
+import contextlib
 import math
 import os
-import tempfile
 from collections import deque
 from typing import Any
 
@@ -21,7 +21,7 @@ from oln_d2.evaluation.coco_results import write_results
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.evaluation.open_world import OpenWorldRecall
 from oln_d2.evaluation.result import OpenWorldResult
-from oln_d2.files import StrPath
+from oln_d2.files import StrPath, lock_folder, make_folder
 from oln_d2.scores import SCORES
 from oln_d2.standalone.build import DEFAULTS, build_detector
 from oln_d2.standalone.checkpoint import (
@@ -86,7 +86,7 @@ def train(
         device: default "cuda" if there is one, else "cpu".
         workers: processes that load images, for each training process.
         checkpoint_every: iterations.
-        seed: of weights, order, flips, scales and samples. On a CPU the same seed gives the same
+        seed: for weights, order, flips, scales and samples. On a CPU the same seed gives the same
             model, resumed or not.
         resume: go on from `checkpoint.pth` if there is one; other weights are then not read.
 
@@ -148,83 +148,86 @@ def train(
     settings.update(epochs=epochs, batch_size=batch_size, lr=lr, warmup=warmup, amp=amp, seed=seed)
     start = _restore(path, settings, model, optimizer, scaler) if resumed else 0
     if rank == 0:
-        _make_writable(output)
-
-    if world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        starts = [None] * world_size
-        dist.all_gather_object(starts, start)
-        if len(set(starts)) > 1:
-            raise InputError(
-                f"{path}: is not the same file for all processes, which would start at iterations "
-                f"{starts}; put the output folder where all nodes share it"
-            )
-    try:
-        if rank == 0:
-            begin = f"resumed after {start}" if resumed else "from the start"
-            print(
-                f"{len(dataset)} images, {iterations} iterations of {batch_size}, {begin}, on "
-                f"{device}",
-                flush=True,
-            )
-        sampler = TrainingBatches(
-            len(dataset), batch_size, range(start, iterations), seed, rank, world_size
-        )
-        loader = load(
-            dataset,
-            workers,
-            batch_sampler=sampler,
-            pin_memory=device.type == "cuda",
-        )
-        wrapped = model if world_size == 1 else nn.parallel.DistributedDataParallel(model)
-        recent = deque(maxlen=SHOWN)
-        bar = tqdm(
-            loader, initial=start, total=iterations, disable=rank > 0, mininterval=1, unit="it"
-        )
-        for iteration, items in enumerate(bar, start):
-            # Samples and scales follow from the iteration, not from what was drawn before a resume.
-            torch.manual_seed(mix_seed(seed, 1 + rank, iteration))
-            for group in optimizer.param_groups:
-                group["lr"] = lr * _lr_factor(iteration, iterations, warmup)
-            batch = [image.to(device, non_blocking=True) for image, _ in items]
-            targets = [{key: value.to(device) for key, value in t.items()} for _, t in items]
-            with torch.autocast(device.type, torch.float16, enabled=amp):
-                losses = wrapped(batch, targets)
-            loss = sum(losses.values())
-            # One transfer: each `.item()` synchronises.
-            values = torch.stack([value.detach() for value in losses.values()]).tolist()
-            if not math.isfinite(sum(values)):
-                raise FloatingPointError(
-                    f"The loss is {sum(values)} at iteration {iteration}: {DIVERGED}"
+        make_folder(output)
+    with lock_folder(output) if rank == 0 else contextlib.nullcontext():
+        if world_size > 1:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            starts = [None] * world_size
+            dist.all_gather_object(starts, start)
+            if len(set(starts)) > 1:
+                raise InputError(
+                    f"{path}: is not the same file for all processes, which would start at "
+                    f"iterations {starts}; put the output folder where all nodes share it"
                 )
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            recent.append(values)
-            means = np.mean(recent, axis=0)
-            bar.set_postfix({n: f"{x:.3f}" for n, x in zip(losses, means)}, refresh=False)
-            done = iteration + 1
-            if rank == 0 and (done % checkpoint_every == 0 or done == iterations):
-                if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        try:
+            if rank == 0:
+                begin = f"resumed after {start}" if resumed else "from the start"
+                print(
+                    f"{len(dataset)} images, {iterations} iterations of {batch_size}, {begin}, on "
+                    f"{device}",
+                    flush=True,
+                )
+            sampler = TrainingBatches(
+                len(dataset), batch_size, range(start, iterations), seed, rank, world_size
+            )
+            loader = load(
+                dataset,
+                workers,
+                batch_sampler=sampler,
+                pin_memory=device.type == "cuda",
+            )
+            wrapped = model if world_size == 1 else nn.parallel.DistributedDataParallel(model)
+            recent = deque(maxlen=SHOWN)
+            bar = tqdm(
+                loader, initial=start, total=iterations, disable=rank > 0, mininterval=1, unit="it"
+            )
+            for iteration, items in enumerate(bar, start):
+                # Samples and scales follow from the iteration, not from what was drawn before a
+                # resume.
+                torch.manual_seed(mix_seed(seed, 1 + rank, iteration))
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * _lr_factor(iteration, iterations, warmup)
+                batch = [image.to(device, non_blocking=True) for image, _ in items]
+                targets = [{key: value.to(device) for key, value in t.items()} for _, t in items]
+                with torch.autocast(device.type, torch.float16, enabled=amp):
+                    losses = wrapped(batch, targets)
+                loss = sum(losses.values())
+                # One transfer: each `.item()` synchronises.
+                values = torch.stack([value.detach() for value in losses.values()]).tolist()
+                if not math.isfinite(sum(values)):
                     raise FloatingPointError(
-                        f"Weights are NaN or infinite after iteration {iteration}: {DIVERGED}"
+                        f"The loss is {sum(values)} at iteration {iteration}: {DIVERGED}"
                     )
-                state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-                save_checkpoint(model, path, iteration=done, settings=settings, **state)
-        if rank == 0:
-            save_checkpoint(model, os.path.join(output, "model_final.pth"))
-    except FloatingPointError as error:
-        raise FloatingPointError(
-            f"{error}, in another output folder; {path}, if it is there, is good as weights to "
-            "start from"
-        ) from None
-    result = None
-    if val_dataset is not None:
-        result = evaluate_detector(model, val_dataset, ground_truth, output, workers)
-    if world_size > 1:  # not after an error of one process: it might wait for the others for ever
-        dist.destroy_process_group()
-    return result
+                optimizer.zero_grad()
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                recent.append(values)
+                means = np.mean(recent, axis=0)
+                bar.set_postfix({n: f"{x:.3f}" for n, x in zip(losses, means)}, refresh=False)
+                done = iteration + 1
+                if rank == 0 and (done % checkpoint_every == 0 or done == iterations):
+                    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+                        raise FloatingPointError(
+                            f"Weights are NaN or infinite after iteration {iteration}: {DIVERGED}"
+                        )
+                    state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+                    save_checkpoint(model, path, iteration=done, settings=settings, **state)
+            if rank == 0:
+                save_checkpoint(model, os.path.join(output, "model_final.pth"))
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{error}, in another output folder; {path}, if it is there, is good as weights to "
+                "start from"
+            ) from None
+        result = None
+        if val_dataset is not None:
+            result = evaluate_detector(model, val_dataset, ground_truth, output, workers)
+        if (
+            world_size > 1
+        ):  # not after an error of one process: it might wait for the others for ever
+            dist.destroy_process_group()
+        return result
 
 
 def evaluate_detector(model, dataset, ground_truth, output=None, workers=0):
@@ -297,17 +300,6 @@ def _usable_device(device, world_size):
             "one process for each GPU"
         ) from None
     return device
-
-
-def _make_writable(folder):
-    """Create the folder and check that it is writable."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written to ({error.strerror}); choose another output folder"
-        ) from None
 
 
 def _parameter_groups(model):
