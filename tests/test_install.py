@@ -142,7 +142,7 @@ def test_visualize(core):
     """The pictures and the page must be there, whose template and script the package has."""
     images = ["--images", "coco/val2017", "--output", "pictures"]
     core.succeeds("visualize", core.gt, "results.json", *images, "--split", "voc", "--html")
-    written = list((core.folder / "pictures").rglob("*.*"))
+    written = list((core.folder / "pictures").rglob("[!.]*.*"))
     assert {path.suffix for path in written} == {".jpg", ".html", ".js"}
 
 
