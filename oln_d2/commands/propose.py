@@ -139,6 +139,10 @@ def run(args: argparse.Namespace) -> int:
         f"Proposals for {len(done.names)} images, {done.new} of them new, are in {args.output}; "
         f"images are named relative to {done.root}"
     )
+    if args.html and done.names:
+        print(
+            f"Open {args.output}/index.html in a browser; it needs the folder index_files beside it"
+        )
     if args.top_k > proposer.max_detections:
         print(f"The model gives at most {proposer.max_detections} boxes an image, not {args.top_k}")
     if done.unknown:

@@ -42,7 +42,7 @@ def plot_results(
         axes.plot(ks, recalls, label=f"{label}, AUC {100 * auc:.1f}")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right")
     with write_whole(path) as temporary:
         figure.savefig(temporary, dpi=150)
 

@@ -337,11 +337,11 @@ def _verdict(comparison, num_gts):
     best, others = rows[0], rows[1:]
     objects = "objects" if comparison.group == "all" else f"{comparison.group} objects"
     total = num_gts[comparison.group]["all"]
-    count = {row.name: f"{row.found:,} ({row.found / total:.0%})" for row in rows}
+    count = {row.name: f"{row.found:,} ({_share(row.found, total)})" for row in rows}
     from_best = comparison.main_differences()[: len(others)]
     even = [d.second for d in from_best if not d.differs]
     if not others:
-        title = f"{best.name} finds {best.found / total:.0%} of the {objects}"
+        title = f"{best.name} finds {_share(best.found, total)} of the {objects}"
     elif from_best and from_best[0].num_images < MIN_IMAGES:
         title = f"Too few images hold {objects} to say which detector finds more"
     elif len(even) == len(others):
@@ -367,7 +367,7 @@ def _verdict(comparison, num_gts):
 
 
 def _places(comparison, categories):
-    """Sentences on where the first two detectors differ."""
+    """Sentences on where the first two detectors differ: all sizes, and the main categories."""
     if len(comparison.rows) < 2:
         return []
     first, second = comparison.rows[:2]
@@ -393,12 +393,18 @@ def _places(comparison, categories):
             for objects, name in sorted(more)[:-4:-1]
             if objects > 0
         ]
-        found = [", ".join(sizes), ", ".join(names)]
+        found = [", ".join(sizes), "above all " + ", ".join(names) if names else ""]
         if any(found):
             places.append(
                 f"{row.name} finds more than {other.name} of: {'; '.join(filter(None, found))}."
             )
     return places
+
+
+def _share(part, whole):
+    """In percent; 100 only where it is all of them."""
+    digits = 1 if part < whole and part / whole >= 0.995 else 0
+    return f"{int(1000 * part / whole) / 1000 if digits else part / whole:.{digits}%}"
 
 
 def _listed(names):

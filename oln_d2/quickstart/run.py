@@ -140,11 +140,12 @@ def _run(folder, train, engine, seed, control, images, epochs):
     print(f"Top proposals of both on the same images: {pictures}")
     print(f"AR against the number of detections: {curves['unseen']}, {curves['seen']}")
     print(f"Models: {', '.join(str(folder / model / 'model_final.pth') for model in MODELS)}")
-    print(f"This took {time.time() - begin:.0f} s. To see the proposals of all test images, try:")
-    print(
-        f"  python -m oln_d2 visualize {data / 'test.json'} {folder / 'oln_box/detections.json'} "
-        f"--images {data / 'test'} --seen {','.join(KNOWN)} --html --output {folder / 'pictures'}"
-    )
+    print(f"This took {time.time() - begin:.0f} s. To compare both, and to see all images, try:")
+    files = [str(folder / model / "detections.json") for model in MODELS]
+    rest = f"--images {data / 'test'} --seen {','.join(KNOWN)} --output"
+    gt = data / "test.json"
+    print(f"  python -m oln_d2 compare {gt} {' '.join(files)} {rest} {folder / 'comparison'}")
+    print(f"  python -m oln_d2 visualize {gt} {files[0]} --html {rest} {folder / 'pictures'}")
     return results
 
 
