@@ -80,7 +80,8 @@ def check_coco(source: StrPath, content: Any) -> Content:
     for field in ("images", "annotations", "categories"):
         if not isinstance(content.get(field), list):
             raise InputError(
-                f"{source}: field '{field}' is missing or not a list; not COCO ground truth"
+                f"{source}: field '{field}' is missing or not a list; not COCO ground truth: "
+                "convert other formats, such as labelme's or YOLO's, to COCO's first"
             )
     for field in ("images", "categories"):
         if not content[field]:

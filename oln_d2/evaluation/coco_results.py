@@ -258,7 +258,8 @@ def _read_pieces(path: StrPath, f: IO[bytes], decode: _Decoder) -> Iterator[list
         if rest[:1] != b"[":
             what = "does not hold a list" if rest else "is empty"
             raise InputError(
-                f"{path}: {what}; expected a list of detections in COCO's results format"
+                f"{path}: {what}; expected a list of detections in COCO's results format (of a "
+                "data set whose annotations have scores, that is the list 'annotations' alone)"
             )
         rest = rest[1:]
         while more := f.read(PIECE):
@@ -305,6 +306,8 @@ def _describe(
             return InputError(f"{path}: {reason}; expected COCO's results format")
         field = f"{place[2]}: " if place[2] else ""
         reason = reason[: place.start()].replace("`", "'")
+        if "missing required field" in reason:
+            reason += "; each entry needs image_id, bbox ([x, y, width, height]) and score"
         return InputError(f"{path}: entry {done + int(place[1])}: {field}{reason}")
     place = re.search(r"byte (\d+)", reason)
     at = int(place[1]) - 1 if place else len(text)

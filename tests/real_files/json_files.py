@@ -409,4 +409,54 @@ ROWS = [
         EVALUATE,
         (*ALL, "unseen                 3", "seen                   3"),
     ),
+    # What further tools of the field write.
+    Row(
+        "VGG Image Annotator: ids as text, a flat polygon",
+        make(
+            annotation=lambda i, a: {
+                **a,
+                "image_id": str(a["image_id"]),
+                "segmentation": [4, 4, 24, 4, 24, 24],
+            },
+            image=lambda i, image: {**image, "id": str(image["id"])},
+        ),
+        EVALUATE,
+        ALL,
+    ),
+    Row(
+        "Datumaro: empty masks, attributes",
+        make(
+            annotation=lambda i, a: {
+                **a,
+                "segmentation": [],
+                "attributes": {"occluded": False},
+                "iscrowd": 0,
+            }
+        ),
+        EVALUATE,
+        ALL,
+    ),
+    Row(
+        "Segment Anything: masks of one image without its id",
+        make(entry=lambda i, e: {"bbox": e["bbox"], "predicted_iou": 0.9, "area": 9}),
+        EVALUATE,
+        ("entry 0: Object missing required field", "each entry needs image_id, bbox"),
+        code=2,
+    ),
+    Row(
+        "FiftyOne: a data set whose annotations have scores, as results",
+        make(),
+        "evaluate gt.json gt.json --seen mug",
+        ("gt.json: does not hold a list", "the list 'annotations' alone"),
+        code=2,
+    ),
+    Row(
+        "labelme: a file of one image",
+        make(
+            raw={"gt.json": lambda text: b'{"version": "5", "shapes": [], "imagePath": "p1.jpg"}'}
+        ),
+        EVALUATE,
+        ("not COCO ground truth", "convert other formats"),
+        code=2,
+    ),
 ]
