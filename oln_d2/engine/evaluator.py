@@ -16,7 +16,7 @@ from pycocotools import mask as mask_utils
 from oln_d2.boxes import to_xywh
 from oln_d2.evaluation.coco_results import write_results
 from oln_d2.evaluation.ground_truth import GroundTruth
-from oln_d2.evaluation.open_world import DEFAULT_KS, OpenWorldRecall
+from oln_d2.evaluation.open_world import DEFAULT_KS, DEFAULT_MAX_DETS, OpenWorldRecall
 from oln_d2.evaluation.result import GROUPS, write_report
 from oln_d2.files import StrPath
 from oln_d2.results import RLEMasks
@@ -39,7 +39,7 @@ class OpenWorldEvaluator(DatasetEvaluator):
         *,
         distributed: bool = True,
         protocols: Sequence[str] = ("xclass",),
-        max_dets: int = 1500,
+        max_dets: int = DEFAULT_MAX_DETS,
         ks: Sequence[int] = DEFAULT_KS,
     ):
         """

@@ -403,8 +403,7 @@ def _places(comparison, categories):
 
 def _share(part, whole):
     """In percent; 100 only where it is all of them."""
-    digits = 1 if part < whole and part / whole >= 0.995 else 0
-    return f"{int(1000 * part / whole) / 1000 if digits else part / whole:.{digits}%}"
+    return f"{min(round(100 * part / whole), 100 if part == whole else 99)}%"
 
 
 def _listed(names):

@@ -44,7 +44,6 @@ class Proposer(ABC):
         min_size, max_size (int): limits of the shorter and the longer side of an image as the model
             sees it, in pixels; with `min_size` None it sees the image as it is.
         size_divisor (int): the model pads both sides to a multiple of it.
-        tiles (int): side of the tiles that an image is also looked at by; None: it is not.
         overrides (dict): what :meth:`look_closer` was given.
     """
 
@@ -53,7 +52,6 @@ class Proposer(ABC):
     min_size: int | None
     max_size: int
     size_divisor: int = 1
-    tiles: int | None = None
     overrides: Mapping[str, int | None] = {"min_size": None, "tiles": None}
 
     def look_closer(self, min_size: int | None = None, tiles: int | None = None) -> None:
@@ -71,7 +69,6 @@ class Proposer(ABC):
         limit = Limit(lambda value: value >= 32, "32 or more")
         check_limits(min_size=(min_size, limit), tiles=(tiles, limit))
         self.overrides = {"min_size": min_size, "tiles": tiles}
-        self.tiles = tiles
         if min_size is not None:
             if self.min_size is not None:
                 self.max_size = round(self.max_size * min_size / self.min_size)
@@ -145,9 +142,8 @@ class Proposer(ABC):
         found: list[list[tuple[Tile, dict[str, Any]]]] = [[] for _ in photos]
         waiting: dict[tuple[int, int], list[tuple[int, Tile, Image.Image]]] = {}
         for number, (image, *_) in enumerate(photos):
-            for tile in make_tiles(image.width, image.height, self.tiles):
-                corner = tile.x + tile.width, tile.y + tile.height
-                part = image.crop((tile.x, tile.y, *corner)) if self.tiles else image
+            for tile in make_tiles(image.width, image.height, self.overrides["tiles"]):
+                part = image.crop((tile.x, tile.y, tile.x + tile.width, tile.y + tile.height))
                 waiting.setdefault(self.input_shape(part), []).append((number, tile, part))
         for group in waiting.values():
             for begin in range(0, len(group), len(photos)):

@@ -12,7 +12,7 @@ from oln_d2.checks import POSITIVE_INT, InputError, check_limits, one_of
 from oln_d2.data.coco import load_coco
 from oln_d2.data.lookup import image_name, image_size, match_images, some
 from oln_d2.drawing import contact_sheet as make_contact_sheet
-from oln_d2.drawing import list_shortened, picture_path, save_picture
+from oln_d2.drawing import TOP, list_shortened, picture_path, save_picture
 from oln_d2.files import StrPath, check_output, make_folder, write_file
 from oln_d2.pages import Item, write_page
 from oln_d2.propose.inputs import find_sources, read_frames
@@ -49,7 +49,7 @@ def propose_files(
     batch_size: int = 4,
     every: int = 1,
     draw: bool = False,
-    draw_top: int = 20,
+    draw_top: int = TOP,
     contact_sheet: bool = False,
     html: bool = False,
 ) -> Proposed:
