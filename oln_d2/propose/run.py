@@ -11,8 +11,8 @@ from tqdm import tqdm
 from oln_d2.checks import POSITIVE_INT, InputError, check_limits, one_of
 from oln_d2.data.coco import load_coco
 from oln_d2.data.lookup import image_name, image_size, match_images, some
-from oln_d2.drawing import contact_sheet as make_contact_sheet
 from oln_d2.drawing import TOP, list_shortened, picture_path, save_picture
+from oln_d2.drawing import contact_sheet as make_contact_sheet
 from oln_d2.files import StrPath, check_output, make_folder, write_file
 from oln_d2.pages import Item, write_page
 from oln_d2.propose.inputs import find_sources, read_frames
