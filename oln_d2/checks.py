@@ -83,6 +83,16 @@ def needs(what: str, layer: str) -> Iterator[None]:
         ) from None
 
 
+def interrupted(error: BaseException | None) -> bool:
+    """
+    Whether an error is Ctrl-C, or came of it: what was under way, such as the writing of a
+    checkpoint, may have ended in an error of its own.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
 def reason(error: BaseException, processes: str, memory: str, diverged: str = "") -> str | None:
     """
     Args:

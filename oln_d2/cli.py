@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from oln_d2.checks import reason
+from oln_d2.checks import interrupted, reason
 from oln_d2.commands import (
     benchmark,
     compare,
@@ -64,13 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return args.run(args) or 0
         finally:
             print(end="", flush=True)  # here, where a reader that is gone does no harm
-    except KeyboardInterrupt:
-        print(f"\nstopped{goes_on and '; ' + goes_on}", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         return 141
-    except Exception as error:
+    except BaseException as error:
+        if interrupted(error):
+            print(f"\nstopped{goes_on and '; ' + goes_on}", file=sys.stderr)
+            return 130
         sentence = reason(error, *REMEDIES)
         if sentence is None:
             raise

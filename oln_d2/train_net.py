@@ -11,7 +11,7 @@ import multiprocessing
 import sys
 from typing import TYPE_CHECKING, Any
 
-from oln_d2.checks import InputError, reason, require_detectron2
+from oln_d2.checks import InputError, interrupted, reason, require_detectron2
 from oln_d2.files import lock_folder, make_folder
 from oln_d2.model_zoo import find_config_file, load_config
 
@@ -143,12 +143,12 @@ def run() -> None:
                 dist_url=args.dist_url,
                 args=(args, messages),
             )
-    except KeyboardInterrupt:
-        for process in multiprocessing.active_children():
-            process.terminate()
-        print("train_net.py: stopped; a training goes on with --resume", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        if interrupted(error):
+            for process in multiprocessing.active_children():
+                process.terminate()
+            print("train_net.py: stopped; a training goes on with --resume", file=sys.stderr)
+            sys.exit(130)
         sentence = _reason(error) if messages.empty() else messages.get()
         if sentence is None:
             raise

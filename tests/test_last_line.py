@@ -1,5 +1,6 @@
 """How commands end that are stopped, or for which the machine lacks something."""
 
+import io
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from conftest import ROOT
 from test_propose import noise, weights  # noqa: F401
 from torch.utils.data import DataLoader, Dataset
 
-from oln_d2.checks import reason
+from oln_d2.checks import interrupted, reason
 from oln_d2.cli import REMEDIES
 
 
@@ -78,6 +79,20 @@ def test_evaluate_stopped(tmp_path):
     process = start("evaluate", tmp_path / "gt.json", tmp_path / "d.json", "--seen", "a")
     with open(tmp_path / "d.json", "w"):
         assert press_ctrl_c(process, lambda: True) == (130, "stopped")
+
+
+def test_stopped_while_a_checkpoint_is_written():
+    """torch.save then ends in an error of its own, which would be a traceback and exit code 1."""
+
+    class Stopped(io.BytesIO):
+        def write(self, data):
+            if self.tell():
+                raise KeyboardInterrupt
+            return super().write(data)
+
+    with pytest.raises(RuntimeError) as error:
+        torch.save({"a": torch.zeros(100_000)}, Stopped())
+    assert interrupted(error.value) and not interrupted(RuntimeError())
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["evaluate", "--help"]])

@@ -27,7 +27,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from oln_d2.checks import InputError
+from oln_d2.checks import InputError, interrupted
 from oln_d2.data.coco import load_coco
 from oln_d2.data.images import open_annotated
 from oln_d2.engine.datasets import register_own, select_masks
@@ -226,7 +226,10 @@ class Trainer(DefaultTrainer):
             )
         # Detectron2 would log the traceback of what one sentence says.
         logging.getLogger("detectron2.engine.train_loop").addFilter(
-            lambda record: not record.exc_info or not isinstance(record.exc_info[1], EXPECTED)
+            lambda record: not (
+                record.exc_info
+                and (isinstance(record.exc_info[1], EXPECTED) or interrupted(record.exc_info[1]))
+            )
         )
         # All evaluations of the run use those that were checked: the data is read once.
         self.test = functools.partial(self.test, evaluators=self.check_data(cfg))
