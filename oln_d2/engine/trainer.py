@@ -36,8 +36,11 @@ from oln_d2.files import read_json, write_file
 from oln_d2.standalone.checkpoint import another_model, read_checkpoint, read_own_checkpoint
 
 logger = logging.getLogger(__name__)
-# What one sentence says to a user.
-EXPECTED = (InputError, FloatingPointError)
+
+
+def _has_sentence(error):
+    """Whether one sentence tells a user of an error."""
+    return isinstance(error, (InputError, FloatingPointError)) or interrupted(error)
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
@@ -226,10 +229,7 @@ class Trainer(DefaultTrainer):
             )
         # Detectron2 would log the traceback of what one sentence says.
         logging.getLogger("detectron2.engine.train_loop").addFilter(
-            lambda record: not (
-                record.exc_info
-                and (isinstance(record.exc_info[1], EXPECTED) or interrupted(record.exc_info[1]))
-            )
+            lambda record: not (record.exc_info and _has_sentence(record.exc_info[1]))
         )
         # All evaluations of the run use those that were checked: the data is read once.
         self.test = functools.partial(self.test, evaluators=self.check_data(cfg))
