@@ -1,5 +1,6 @@
 """Half precision: which type a device computes with."""
 
+import platform
 import re
 
 import torch
@@ -26,6 +27,17 @@ def computes_bfloat16(device: torch.device | str) -> bool:
             return re.search(r"\b(amx_bf16|avx512_bf16)\b", file.read()) is not None
     except OSError:  # no Linux
         return False
+
+
+def processor(device: torch.device | str) -> str:
+    """The name of what computes there; another one rounds otherwise."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":")[1].strip() for line in file if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def usable_dtype(

@@ -18,7 +18,7 @@ from oln_d2.cli import main
 from oln_d2.standalone import build_detector, load_detector, save_checkpoint, train
 from oln_d2.standalone.data import CocoImages, TrainingBatches, read_image
 from oln_d2.standalone.models import Transform
-from oln_d2.standalone.training import _lr_factor, _restore
+
 
 CONFIG = {
     "depth": 10,

@@ -13,7 +13,7 @@ from oln_d2.engine.datasets import register_open_world_coco
 from oln_d2.engine.trainer import Trainer
 from oln_d2.model_zoo import get_config
 from oln_d2.quickstart.synthetic import KNOWN
-from oln_d2.standalone.training import STEPS
+from oln_d2.standalone.schedule import STEPS
 
 RECIPES = {
     "oln_box": "cpu/oln_box_R_10_FPN_GN.yaml",

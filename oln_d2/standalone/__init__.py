@@ -14,7 +14,7 @@ with needs("oln_d2.standalone", "torch"):
     )
     from oln_d2.standalone.checkpoint import load_checkpoint, save_checkpoint
     from oln_d2.standalone.models import OLNBox
-    from oln_d2.standalone.training import train
+    from oln_d2.standalone.trainer import train
 
 __all__ = [
     "OLNBox",

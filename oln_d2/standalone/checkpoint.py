@@ -281,10 +281,20 @@ def save_checkpoint(model: nn.Module, path: StrPath, **more: Any) -> None:
         InputError: it cannot be written there.
     """
     parameters = {detectron2_name(name): tensor for name, tensor in model.state_dict().items()}
+    write_checkpoint({"model": parameters, "config": model.config, **more}, path)
+
+
+def write_checkpoint(content: dict[str, Any], path: StrPath) -> None:
+    """
+    Write plain values and tensors; all or nothing.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
     # To an open file, whose errors say what is wrong, unlike torch's.
     with write_whole(path) as temporary, open(temporary, "wb") as file:
         try:
-            torch.save({"model": parameters, "config": model.config, **more}, file)
+            torch.save(content, file)
         except RuntimeError as error:  # older versions of torch say something else after that
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None

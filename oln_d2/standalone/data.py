@@ -1,19 +1,33 @@
-"""Images and boxes in COCO's format, for training and evaluation."""
+"""
+Images and boxes in COCO's format, for training and evaluation: read, resized and turned by the
+processes that load them.
+
+Boxes are XYXY in absolute pixels.
+"""
 
 import os
 import sys
 import zlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms.functional import hflip, to_tensor
+from torchvision.transforms.functional import pil_to_tensor, to_tensor
 
 from oln_d2.checks import InputError
 from oln_d2.data.coco import load_images
-from oln_d2.data.images import as_stored_note, open_annotated, open_image
+from oln_d2.data.images import as_stored_note, open_annotated, open_image, resized_shape
 from oln_d2.files import StrPath
+
+# An object of which less than this part is left where an image is cut is none any more: its box
+# would be that of a sliver.
+VISIBLE = 0.25
+# Images are grouped by aspect within so many batches, so that their order stays random.
+GROUPED = 32
 
 
 def read_image(path: StrPath) -> Tensor:
@@ -27,21 +41,44 @@ def read_image(path: StrPath) -> Tensor:
     return to_tensor(open_image(path))
 
 
+class Source(NamedTuple):
+    """One data set: annotations in COCO format, the folder of their images, the seen categories."""
+
+    json_file: StrPath
+    image_root: StrPath
+    seen: StrPath | Sequence[str]
+
+
+class View(NamedTuple):
+    """An image as a model is shown it."""
+
+    index: int
+    min_size: int  # see `oln_d2.data.images.resized_shape`
+    flip: bool = False
+    zoom: float = 1.0  # on top of that; what then goes beyond the resized image is cut off
+    across: float = 0.0  # where, in [0, 1]: 0 keeps the left side, 1 the right
+    down: float = 0.0
+
+
 class CocoImages(Dataset):
     """
-    The images of a COCO file. An index is (int, bool): which image, and whether it is flipped.
+    The images of one or several COCO files. An index is a :class:`View`.
 
     Args:
-        json_file, image_root, seen, training: see :func:`oln_d2.data.coco.load_images`.
+        sources: see :func:`oln_d2.data.coco.load_images`, as `training`.
+        max_size: limit of the longer side, in pixels.
 
     Raises:
         InputError: see there.
     """
 
-    def __init__(self, json_file, image_root, seen, training):
-        records = load_images(json_file, image_root, seen, training)
-        self.json_file = json_file
-        self.image_root = image_root
+    def __init__(self, sources: Sequence[Source], max_size: int, training: bool):
+        found = [load_images(*source, training) for source in sources]
+        records = [record for part in found for record in part]
+        self.sources = [Source(*source) for source in sources]
+        self.max_size = max_size
+        self.lengths = [len(part) for part in found]
+        self.source_of = np.repeat(np.arange(len(found)), self.lengths)
         self.image_ids = [record["id"] for record in records]
         self.file_names = [record["file_name"] for record in records]
         # As arrays, or each worker of the loader would in time copy all of these small objects.
@@ -52,41 +89,65 @@ class CocoImages(Dataset):
             for record in records
         ]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.file_names)
 
-    def __getitem__(self, index):
+    def __getitem__(self, view: View) -> tuple[Tensor, dict[str, Tensor]]:
         """
         Returns:
-            (Tensor, dict[str, Tensor]): the image, (3, H, W), float, RGB, in [0, 1], in the frame
-            of its annotations, see :meth:`oln_d2.data.images.Page.of_size`; and `boxes` (G, 4),
-            XYXY, clipped to the image, those without area left out, with `labels` (G,), all 1,
-            "object".
+            the image, (3, H, W), uint8, RGB, in the frame of its annotations, see
+            :meth:`oln_d2.data.images.Page.of_size`; its `boxes` (G, 4), clipped to it, those
+            without area or out of sight left out, with `labels` (G,), all 1, "object", and its
+            `size` (2,), height and width in the file.
 
         Raises:
             InputError: the image is broken, or not as large as the annotations say.
         """
-        index, flip = index
-        path = os.path.join(self.image_root, self.file_names[index])
-        height, width = self.sizes[index].tolist()
-        picture, as_stored = open_annotated(path, (height, width), self.json_file)
+        json_file, image_root, _ = self.sources[self.source_of[view.index]]
+        path = os.path.join(image_root, self.file_names[view.index])
+        height, width = self.sizes[view.index].tolist()
+        picture, as_stored = open_annotated(path, (height, width), json_file)
         if as_stored and not self.noted:
             self.noted += 1
-            print(as_stored_note(path, self.json_file), file=sys.stderr, flush=True)
-        image = to_tensor(picture)
-        boxes = torch.from_numpy(self.boxes[index].copy())
+            print(as_stored_note(path, json_file), file=sys.stderr, flush=True)
+        boxes = torch.from_numpy(self.boxes[view.index].copy())
         boxes[:, 2:] += boxes[:, :2]
         boxes[:, 0::2].clamp_(0, width)
         boxes[:, 1::2].clamp_(0, height)
-        if flip:
-            image = hflip(image)
+        if view.flip:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             boxes = torch.stack(
                 [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1
             )
         boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)]
-        return image, {"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64)}
+        new = resized_shape(height, width, view.min_size, self.max_size)
+        part = None
+        if view.zoom != 1:
+            zoomed = [max(round(side * view.zoom), 1) for side in new]
+            scale = boxes.new_tensor([zoomed[1] / width, zoomed[0] / height]).repeat(2)
+            new = tuple(min(sides) for sides in zip(new, zoomed))
+            # In pixels of the zoomed image, then of the stored one.
+            left, top = view.across * (zoomed[1] - new[1]), view.down * (zoomed[0] - new[0])
+            part = left, top, left + new[1], top + new[0]
+            part = tuple(v / s for v, s in zip(part, scale.tolist()))
+            part = (*part[:2], min(part[2], width), min(part[3], height))
+            boxes = boxes * scale - boxes.new_tensor([left, top]).repeat(2)
+            areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+            boxes[:, 0::2].clamp_(0, new[1])
+            boxes[:, 1::2].clamp_(0, new[0])
+            boxes = boxes[(boxes[:, 2:] - boxes[:, :2]).prod(dim=1) >= VISIBLE * areas]
+        elif new != (height, width):
+            boxes = boxes * boxes.new_tensor([new[1] / width, new[0] / height]).repeat(2)
+        if new != (height, width) or part:
+            picture = picture.resize(new[::-1], Image.Resampling.BILINEAR, box=part)
+        boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)]  # rounding may take it, too
+        return pil_to_tensor(picture), {
+            "boxes": boxes,
+            "labels": torch.ones(len(boxes), dtype=torch.int64),
+            "size": torch.tensor([height, width]),
+        }
 
-    def digest(self):
+    def digest(self) -> int:
         """A number that differs where the images or the boxes do."""
         ret = 0
         for name, boxes in zip(self.file_names, self.boxes):
@@ -107,16 +168,28 @@ class _WithErrors(Dataset):
             return error
 
 
-def load(dataset, workers, **kwargs):
+class Loader:
     """
     Yields the items of each batch of a `DataLoader`; see there for the arguments. Raises the data
     set's InputError as it is: torch would put a worker's traceback into its message.
+
+    Args:
+        length: what `len()` says; with those batches that were loaded before a resume.
     """
-    for batch in DataLoader(_WithErrors(dataset), num_workers=workers, collate_fn=list, **kwargs):
-        for item in batch:
-            if isinstance(item, InputError):
-                raise item
-        yield batch
+
+    def __init__(self, dataset: Dataset, length: int, **kwargs):
+        self.loader = DataLoader(_WithErrors(dataset), collate_fn=list, **kwargs)
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[list]:
+        for batch in self.loader:
+            for item in batch:
+                if isinstance(item, InputError):
+                    raise item
+            yield batch
 
 
 def mix_seed(*numbers):
@@ -126,40 +199,112 @@ def mix_seed(*numbers):
 
 class TrainingBatches(Sampler):
     """
-    Yields for each iteration the indices of this process's part of the batch. Which image comes
-    when, and whether it is flipped, follows from the seed and the iteration alone, so that a
-    resumed run sees what an uninterrupted one would.
+    Yields for each iteration the views of this process's part of the batch. All of it follows from
+    the seed and the iteration alone, so that a resumed run sees what an uninterrupted one would.
 
     Args:
-        num_images, seed (int): 0 or more.
-        batch_size (int): images of an iteration, of all processes together.
-        iterations (range): which ones to go through.
-        rank, world_size (int): this process, and how many there are.
+        lengths: images of each data set, one after another.
+        batch_size: images of an iteration, of all processes together.
+        iterations: which ones to go through.
+        seed: 0 or more.
+        min_sizes: one is drawn for each view.
+        weights: how often images of each data set are drawn, in proportion to each other; None: as
+            many as there are, so that each image is drawn once an epoch.
+        zooms: the least and the greatest `zoom`, drawn evenly; None: no zoom.
+        groups: a number for each image; those with the same share batches, as far as they can;
+            None: no groups.
+        rank, world_size: this process, and how many there are.
     """
 
-    def __init__(self, num_images, batch_size, iterations, seed, rank=0, world_size=1):
-        self.num_images = num_images
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        iterations: range,
+        seed: int,
+        *,
+        min_sizes: Sequence[int],
+        weights: Sequence[float] | None = None,
+        zooms: tuple[float, float] | None = None,
+        groups: np.ndarray | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.lengths = list(lengths)
+        self.num_images = sum(lengths)
         self.batch_size = batch_size
         self.iterations = iterations
         self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+        self.min_sizes = list(min_sizes)
+        self.weights = weights
+        self.zooms = zooms
+        self.groups = groups if groups is not None and len(set(groups)) > 1 else None
+        self.own = batch_size // world_size
+        self.first = rank * self.own
+        self._epoch: tuple[int, list[View]] = -1, []
+        self._chunk: tuple[int, list[View]] = -1, []
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.iterations)
 
-    def __iter__(self):
-        own = self.batch_size // self.world_size
-        current = None
+    def __iter__(self) -> Iterator[list[View]]:
         for iteration in self.iterations:
-            begin = iteration * self.batch_size + self.rank * own
-            batch = []
-            for position in range(begin, begin + own):
-                epoch, place = divmod(position, self.num_images)
-                if epoch != current:
-                    current = epoch
-                    generator = torch.Generator().manual_seed(mix_seed(self.seed, 0, epoch))
-                    order = torch.randperm(self.num_images, generator=generator).tolist()
-                    flips = (torch.rand(self.num_images, generator=generator) < 0.5).tolist()
-                batch.append((order[place], flips[place]))
-            yield batch
+            batch = self._batch(iteration)
+            yield batch[self.first : self.first + self.own]
+
+    def _batch(self, iteration):
+        size = self.batch_size
+        if self.groups is None:
+            return [self._view(iteration * size + i) for i in range(size)]
+        chunk, place = divmod(iteration, GROUPED)
+        if chunk != self._chunk[0]:
+            begin = chunk * GROUPED * size
+            views = [self._view(begin + i) for i in range(GROUPED * size)]
+            views.sort(key=lambda view: self.groups[view.index])
+            self._chunk = chunk, views
+        order = np.random.default_rng(mix_seed(self.seed, 0, 0, chunk)).permutation(GROUPED)
+        return self._chunk[1][order[place] * size :][:size]
+
+    def _view(self, position):
+        epoch, place = divmod(position, self.num_images)
+        if epoch != self._epoch[0]:
+            self._epoch = epoch, self._draw(mix_seed(self.seed, 0, epoch))
+        return self._epoch[1][place]
+
+    def _draw(self, seed):
+        """The views of an epoch."""
+        generator, number = torch.Generator().manual_seed(seed), self.num_images
+        order = torch.randperm(number, generator=generator)
+        if self.weights is not None:
+            order = self._weighted(generator)[order]
+        flips = torch.rand(number, generator=generator) < 0.5
+        sizes = torch.randint(len(self.min_sizes), (number,), generator=generator)
+        zooms, across, down = torch.rand(3, number, generator=generator)
+        low, high = self.zooms or (1.0, 1.0)
+        columns = order, sizes, flips, low + (high - low) * zooms, across, down
+        rows = zip(*(column.tolist() for column in columns))
+        return [View(index, self.min_sizes[size], *rest) for index, size, *rest in rows]
+
+    def _weighted(self, generator):
+        """As many images as there are, of each data set its share, each about equally often."""
+        shares = np.cumsum(self.weights) / np.sum(self.weights) * self.num_images
+        counts = np.diff(np.round(shares).astype(int), prepend=0)
+        parts, first = [], 0
+        for length, count in zip(self.lengths, counts.tolist()):
+            for begin in range(0, count, length):
+                some = torch.randperm(length, generator=generator)[: count - begin]
+                parts.append(first + some)
+            first += length
+        return torch.cat(parts)
+
+
+def aspect_groups(sizes: np.ndarray) -> np.ndarray:
+    """
+    Args:
+        sizes: (n, 2), heights and widths.
+
+    Returns:
+        (n,), from -2, twice as high as wide or more, to 2: batches of one group need little
+        padding, and make few shapes.
+    """
+    return np.clip(np.round(2 * np.log2(sizes[:, 1] / sizes[:, 0])), -2, 2).astype(int)

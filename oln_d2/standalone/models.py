@@ -494,6 +494,41 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         super().__init__(backbone, rpn, roi_heads, Transform(min_size, max_size))
 
 
+def prepare(model: nn.Module, pixels: Sequence[Tensor]) -> ImageList:
+    """
+    Normalise and batch images that are resized already.
+
+    Args:
+        model: made by :func:`build_detector`.
+        pixels: N images, each (3, H', W'), uint8, RGB; moved to the model's device.
+    """
+    transform, first = model.transform, next(model.parameters())
+    tensors = [
+        GeneralizedRCNNTransform.normalize(transform, image.to(first.device).float())
+        for image in pixels
+    ]
+    batch = transform.batch_images(tensors, transform.size_divisible)
+    return ImageList(batch, [(image.shape[1], image.shape[2]) for image in pixels])
+
+
+def training_losses(
+    model: nn.Module, pixels: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """
+    The losses of :class:`OLNBox` in training, of images that are resized already.
+
+    Args:
+        model, pixels: see :func:`prepare`.
+        targets: of each image `boxes`, shape (G, 4), in pixels of the resized image, all with an
+            area, and `labels`, shape (G,), all 1.
+    """
+    images = prepare(model, pixels)
+    features = model.backbone(images.tensors)
+    proposals, rpn_losses = model.rpn(images, features, targets)
+    _, roi_losses = model.roi_heads(features, proposals, images.image_sizes, targets)
+    return {**roi_losses, **rpn_losses}
+
+
 @torch.no_grad()
 def detect(
     model: nn.Module, pixels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
@@ -509,13 +544,8 @@ def detect(
     Returns:
         N dicts, see :class:`OLNBox`.
     """
-    transform, device = model.transform, next(model.parameters()).device
-    tensors = [
-        GeneralizedRCNNTransform.normalize(transform, image.to(device).float()) for image in pixels
-    ]
-    batch = transform.batch_images(tensors, transform.size_divisible)
-    images = ImageList(batch, [(image.shape[1], image.shape[2]) for image in pixels])
-    features = model.backbone(batch)
+    images = prepare(model, pixels)
+    features = model.backbone(images.tensors)
     proposals, _ = model.rpn(images, features)
     found, _ = model.roi_heads(features, proposals, images.image_sizes)
-    return transform.postprocess(found, images.image_sizes, sizes)
+    return model.transform.postprocess(found, images.image_sizes, sizes)

@@ -1,346 +1,324 @@
 """
-Plain training on COCO-format data, on one or several processes; for more use Detectron2's trainer.
+Training on COCO-format data, on one or several processes. Model, losses, data and evaluation are
+ours; the loop and all around it is PyTorch Lightning's.
 """
 
-import contextlib
+import datetime
+import logging
 import math
 import os
-from collections import deque
+import signal
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pytorch_lightning import callbacks, loggers
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.warnings import PossibleUserWarning
 from torch import nn
-from torchvision.models import WeightsEnum
-from tqdm import tqdm
 
-from oln_d2.checks import NOT_NEGATIVE, POSITIVE, POSITIVE_INT, InputError, Limit, check_limits
-from oln_d2.data.splits import seen_names
+from oln_d2.checks import InputError, interrupted
 from oln_d2.evaluation.coco_results import write_results
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.evaluation.open_world import OpenWorldRecall
 from oln_d2.evaluation.result import OpenWorldResult
-from oln_d2.files import StrPath, lock_folder, make_folder
+from oln_d2.files import StrPath
+from oln_d2.precision import processor
 from oln_d2.scores import SCORES
-from oln_d2.standalone.build import DEFAULTS, build_detector
-from oln_d2.standalone.checkpoint import (
-    load_checkpoint,
-    load_parameters,
-    read_own_checkpoint,
-    save_checkpoint,
-)
-from oln_d2.standalone.data import CocoImages, TrainingBatches, load, mix_seed
-from oln_d2.standalone.models import DIVERGED
+from oln_d2.standalone.checkpoint import write_checkpoint
+from oln_d2.standalone.data import CocoImages, mix_seed
+from oln_d2.standalone.models import DIVERGED, detect, training_losses
+from oln_d2.standalone.names import detectron2_name
+from oln_d2.standalone.schedule import lr_factor
 
+METRIC = "AR@100 {}"  # of unseen, seen or all objects
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
-WARMUP_FACTOR = 0.001
-# The rate is divided by 10 after these parts of the run: after 6 and 7 of the paper's 8 epochs.
-STEPS = (6 / 8, 7 / 8)
-SHOWN = 20  # losses on the progress bar are averages over so many iterations
 
 
-def train(
-    train_json: StrPath,
-    images: StrPath,
-    split: str | list[str],
-    output: StrPath,
-    *,
-    val_json: StrPath | None = None,
-    val_images: StrPath | None = None,
-    config: dict[str, Any] | None = None,
-    weights: StrPath | None = None,
-    weights_backbone: WeightsEnum | str | None = None,
-    epochs: float = 8.0,
-    batch_size: int = 16,
-    lr: float | None = None,
-    warmup: int = 500,
-    amp: bool = False,
-    device: str | None = None,
-    workers: int = 2,
-    checkpoint_every: int = 500,
-    seed: int = 0,
-    resume: bool = False,
-) -> OpenWorldResult | None:
+class Training(pl.LightningModule):
     """
-    Train a detector and evaluate it. Under `torchrun` all its processes train together.
-
-    Writes to `output`: `checkpoint.pth`, from which a run is resumed; `model_final.pth`, for
-    :func:`load_detector` or Detectron2's MODEL.WEIGHTS; and, where validation data is given,
-    `coco_instances_results.json` and `open_world_results.json`.
+    What a step of training, its optimizer, an evaluation and a checkpoint are.
 
     Args:
-        train_json, images: annotations in COCO format, and the folder of their images.
-        split: the seen categories, see :func:`oln_d2.data.splits.seen_names`.
-        output: a folder.
-        val_json, val_images: data to evaluate on, with all categories.
-        config: arguments of :func:`build_detector`, plain values.
-        weights: a checkpoint to start from.
-        weights_backbone: weights of the ResNet to start from.
-        epochs: how often each image is seen.
-        batch_size: images of an iteration, of all processes together.
-        lr: default 0.02 for 16 images, in proportion to the batch size.
-        warmup: iterations in which the rate rises linearly.
-        amp: half precision, on a GPU.
-        device: default "cuda" if there is one, else "cpu".
-        workers: processes that load images, for each training process.
-        checkpoint_every: iterations.
-        seed: for weights, order, flips, scales and samples. On a CPU the same seed gives the same
-            model, resumed or not.
-        resume: go on from `checkpoint.pth` if there is one; other weights are then not read.
-
-    Returns:
-        of the evaluation; None without, and on all processes but the first.
-
-    Raises:
-        InputError: arguments or files that cannot be used, before training starts; an image that
-            cannot, when its turn comes.
-        FloatingPointError: training has diverged. What was saved before is kept.
+        model: made by :func:`build_detector`.
+        settings: what a resumed run has to share with the run that it continues; of them are used
+            `iterations`, `lr`, `warmup`, `schedule` and `seed`.
+        path: of the checkpoint that is written, and maybe resumed from.
+        start: iterations done before.
     """
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    lr = 0.02 * batch_size / 16 if lr is None else lr
-    architecture = (config or {}).get("architecture", "oln_box")
-    multiple = f"a multiple of {world_size}, the number of processes"
-    elsewhere = "another one here; OLN-Mask is trained with train_net.py"
-    check_limits(
-        epochs=(epochs, POSITIVE),
-        batch_size=(batch_size, POSITIVE_INT),
-        lr=(lr, NOT_NEGATIVE),
-        warmup=(warmup, NOT_NEGATIVE),
-        workers=(workers, NOT_NEGATIVE),
-        checkpoint_every=(checkpoint_every, POSITIVE_INT),
-        seed=(seed, Limit(lambda seed: 0 <= seed < 2**64, "0 or more, below 2**64")),
-        architecture=(architecture, Limit(lambda name: name != "oln_mask", elsewhere)),
-    )
-    check_limits(batch_size=(batch_size, Limit(lambda size: size % world_size == 0, multiple)))
-    device = _usable_device(device, world_size)
-    if amp and device.type != "cuda":
-        raise InputError(f"amp needs a GPU, but the device is {device}; leave it out")
-    if (val_json is None) != (val_images is None):
-        raise InputError("val_json and val_images go together; give both or neither")
 
-    path = os.path.join(output, "checkpoint.pth")
-    resumed = os.path.exists(path)
-    if resumed and not resume:
-        raise InputError(
-            f"{path}: exists; resume the run (--resume) or choose another output folder"
-        )
-    if resumed:
-        weights = weights_backbone = None
-    dataset = CocoImages(train_json, images, split, training=True)
-    # Read now, so that mistakes in it show before the training; once, since the content is shared
-    # with the data set while `ground_truth` is held.
-    ground_truth = GroundTruth.load(val_json, split) if val_json else None
-    val_dataset = CocoImages(val_json, val_images, split, training=False) if val_json else None
-    iterations = max(round(epochs * len(dataset) / batch_size), 1)
+    def __init__(self, model: nn.Module, settings: dict[str, Any], path: str, start: int):
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        self.path = path
+        self.start = start
 
-    torch.manual_seed(seed)
-    model = build_detector(**(config or {}), weights_backbone=weights_backbone)
-    if weights is not None:
-        load_checkpoint(model, weights)
-    model = model.to(device).train()
-    optimizer = torch.optim.SGD(_parameter_groups(model), lr=lr, momentum=MOMENTUM)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp)
-    # What a resumed run has to share with the run that it continues, to become the same.
-    data = {"seen": sorted(seen_names(split)), "digest of the training data": dataset.digest()}
-    settings = {**data, **model.config, "number of processes": world_size}
-    settings.update(epochs=epochs, batch_size=batch_size, lr=lr, warmup=warmup, amp=amp, seed=seed)
-    start = _restore(path, settings, model, optimizer, scaler) if resumed else 0
-    if rank == 0:
-        make_folder(output)
-    with lock_folder(output) if rank == 0 else contextlib.nullcontext():
-        if world_size > 1:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-            starts = [None] * world_size
-            dist.all_gather_object(starts, start)
+    def setup(self, stage: str) -> None:
+        if self.trainer.world_size > 1:
+            starts = [None] * self.trainer.world_size
+            dist.all_gather_object(starts, self.start)
             if len(set(starts)) > 1:
                 raise InputError(
-                    f"{path}: is not the same file for all processes, which would start at "
+                    f"{self.path}: is not the same file for all processes, which would start at "
                     f"iterations {starts}; put the output folder where all nodes share it"
                 )
-        try:
-            if rank == 0:
-                begin = f"resumed after {start}" if resumed else "from the start"
-                print(
-                    f"{len(dataset)} images, {iterations} iterations of {batch_size}, {begin}, on "
-                    f"{device}",
-                    flush=True,
-                )
-            sampler = TrainingBatches(
-                len(dataset), batch_size, range(start, iterations), seed, rank, world_size
-            )
-            loader = load(
-                dataset,
-                workers,
-                batch_sampler=sampler,
-                pin_memory=device.type == "cuda",
-            )
-            wrapped = model if world_size == 1 else nn.parallel.DistributedDataParallel(model)
-            recent = deque(maxlen=SHOWN)
-            bar = tqdm(
-                loader, initial=start, total=iterations, disable=rank > 0, mininterval=1, unit="it"
-            )
-            for iteration, items in enumerate(bar, start):
-                # Samples and scales follow from the iteration, not from what was drawn before a
-                # resume.
-                torch.manual_seed(mix_seed(seed, 1 + rank, iteration))
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * _lr_factor(iteration, iterations, warmup)
-                batch = [image.to(device, non_blocking=True) for image, _ in items]
-                targets = [{key: value.to(device) for key, value in t.items()} for _, t in items]
-                with torch.autocast(device.type, torch.float16, enabled=amp):
-                    losses = wrapped(batch, targets)
-                loss = sum(losses.values())
-                # One transfer: each `.item()` synchronises.
-                values = torch.stack([value.detach() for value in losses.values()]).tolist()
-                if not math.isfinite(sum(values)):
-                    raise FloatingPointError(
-                        f"The loss is {sum(values)} at iteration {iteration}: {DIVERGED}"
-                    )
-                optimizer.zero_grad()
-                scaler.scale(loss).backward()
-                scaler.step(optimizer)
-                scaler.update()
-                recent.append(values)
-                means = np.mean(recent, axis=0)
-                bar.set_postfix({n: f"{x:.3f}" for n, x in zip(losses, means)}, refresh=False)
-                done = iteration + 1
-                if rank == 0 and (done % checkpoint_every == 0 or done == iterations):
-                    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-                        raise FloatingPointError(
-                            f"Weights are NaN or infinite after iteration {iteration}: {DIVERGED}"
-                        )
-                    state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-                    save_checkpoint(model, path, iteration=done, settings=settings, **state)
-            if rank == 0:
-                save_checkpoint(model, os.path.join(output, "model_final.pth"))
-        except FloatingPointError as error:
-            raise FloatingPointError(
-                f"{error}, in another output folder; {path}, if it is there, is good as weights to "
-                "start from"
-            ) from None
-        result = None
-        if val_dataset is not None:
-            result = evaluate_detector(model, val_dataset, ground_truth, output, workers)
+
+    def configure_optimizers(self) -> Any:
+        """Norms do not decay, as in Detectron2."""
+        kinds = nn.GroupNorm, nn.BatchNorm2d
+        norms = {p for m in self.modules() if isinstance(m, kinds) for p in m.parameters()}
+        learning = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in learning if p not in norms], "weight_decay": WEIGHT_DECAY},
+            {"params": [p for p in learning if p in norms], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.SGD(groups, lr=self.settings["lr"], momentum=MOMENTUM)
+        shape = [self.settings[name] for name in ("iterations", "warmup", "schedule")]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: lr_factor(i, *shape))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Samples follow from the iteration, not from what was drawn before a resume.
+        torch.manual_seed(mix_seed(self.settings["seed"], 1 + self.global_rank, batch_idx))
+
+    def training_step(self, batch: list[Any], batch_idx: int) -> torch.Tensor:
+        losses = training_losses(self.model, *zip(*batch))
+        # One transfer: each `.item()` synchronises.
+        values = torch.stack([value.detach() for value in losses.values()]).tolist()
+        if not math.isfinite(sum(values)):
+            self._diverged(f"The loss is {sum(values)} at iteration {self.global_step}")
+        self.log_dict(dict(zip(losses, values)), prog_bar=True, batch_size=len(batch))
+        return sum(losses.values())
+
+    def _diverged(self, what):
+        raise FloatingPointError(
+            f"{what}: {DIVERGED}, in another output folder; {self.path}, if it is there, is good "
+            "as weights to start from"
+        )
+
+    def validation_step(self, batch: list[Any], batch_idx: int) -> Any:
+        [(pixels, target)] = batch
+        with torch.autocast(self.device.type, enabled=False):  # as it is used later
+            (found,) = detect(self.model, [pixels], [tuple(target["size"].tolist())])
+        return found
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.pop("state_dict")
+        if not all(value.isfinite().all() for value in state.values()):
+            self._diverged(f"Weights are NaN or infinite after iteration {self.global_step - 1}")
+        checkpoint["model"] = {detectron2_name(n[len("model.") :]): v for n, v in state.items()}
+        checkpoint.update(config=self.model.config, settings=self.settings)
+        checkpoint["processor"] = processor(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        names = self.model.state_dict()
+        own = {f"model.{name}": checkpoint["model"][detectron2_name(name)] for name in names}
+        checkpoint["state_dict"] = own
+
+
+class Evaluation(callbacks.Callback):
+    """
+    Scores what a model finds on all processes, by the protocol "xclass".
+
+    Args:
+        dataset: all images of `ground_truth`, which has annotations of all categories.
+        output: the folder for the detections and the metrics.
+    """
+
+    def __init__(self, dataset: CocoImages, ground_truth: GroundTruth, output: StrPath):
+        self.dataset = dataset
+        self.ground_truth = ground_truth
+        self.output = output
+        self.found: dict[int, Any] = {}
+        self.result: OpenWorldResult | None = None
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        index = trainer.global_rank + batch_idx * trainer.world_size
+        boxes = outputs["boxes"].double().cpu().numpy()
+        self.found[self.dataset.image_ids[index]] = (  # as `write_results` takes it
+            np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]),
+            outputs["scores"].double().cpu().numpy(),
+            None,
+            {s.field: outputs[s.attribute].cpu().numpy() for s in SCORES if s.attribute in outputs},
+        )
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        found, self.found = self.found, {}
+        if trainer.world_size > 1:
+            parts: list[Any] = [None] * trainer.world_size
+            dist.all_gather_object(parts, found)
+            found = {image: value for part in parts for image, value in part.items()}
+        recall = OpenWorldRecall(self.ground_truth)
+        for image, (boxes, scores, *_) in found.items():
+            recall.update(image, boxes, scores, box_format="xywh")
+        self.result = recall.result()
+        for group in ("unseen", "seen", "all"):
+            module.log(METRIC.format(group), self.result.ar(100, group))
+        if trainer.is_global_zero:
+            rows = ((image, *found[image]) for image in sorted(found))
+            write_results(os.path.join(self.output, "coco_instances_results.json"), rows)
+            self.result.to_json(os.path.join(self.output, "open_world_results.json"))
+
+
+class Checkpoint(callbacks.Checkpoint):
+    """
+    Writes `checkpoint.pth` after every so many iterations and the last; where an evaluation is due
+    then, after that, so that a resumed run counts it, too.
+    """
+
+    def __init__(self, path: str, every: int, evaluate_every: int | None):
+        self.path = path
+        self.every = every
+        self.evaluate_every = evaluate_every
+
+    def _save(self, trainer, evaluated):
+        step = trainer.global_step
+        is_due = step % self.every == 0 or step == trainer.max_steps
+        is_evaluated = bool(self.evaluate_every) and step % self.evaluate_every == 0
+        if is_due and is_evaluated == evaluated:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         if (
-            world_size > 1
-        ):  # not after an error of one process: it might wait for the others for ever
-            dist.destroy_process_group()
-        return result
+            trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            % (trainer.accumulate_grad_batches)
+            == 0
+        ):
+            self._save(trainer, evaluated=False)
+
+    def on_validation_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.state.fn == "fit":
+            self._save(trainer, evaluated=True)
 
 
-def evaluate_detector(model, dataset, ground_truth, output=None, workers=0):
+class Average(callbacks.WeightAveraging):
+    """
+    Moving average of the weights, over the fewer steps the fewer there were: so it needs no later
+    start, before which Lightning's `EMAWeightAveraging` would evaluate the weights at the start.
+    """
+
+    def __init__(self, decay: float):
+        super().__init__(
+            avg_fn=lambda mean, new, n: mean + (1 - min(decay, (1 + n) / (10 + n))) * (new - mean)
+        )
+
+
+class WholeFiles(TorchCheckpointIO):
+    """A file is written whole or not at all."""
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        write_checkpoint(checkpoint, path)
+
+
+class Progress(callbacks.TQDMProgressBar):
+    """One bar for the whole run, however many epochs that is."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description("training")
+
+
+LOGGERS = {
+    "csv": lambda folder, start: loggers.CSVLogger(folder, "csv", start),
+    "tensorboard": lambda folder, start: loggers.TensorBoardLogger(folder, "tensorboard", start),
+    "wandb": lambda folder, start: loggers.WandbLogger(save_dir=folder, project="oln-d2"),
+    "mlflow": lambda folder, start: loggers.MLFlowLogger("oln-d2", save_dir=f"{folder}/mlruns"),
+}
+PRECISIONS = {"": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+
+
+def make_trainer(
+    settings: dict[str, Any],
+    output: StrPath,
+    evaluation: Evaluation | None,
+    *,
+    device: torch.device,
+    devices: int,
+    num_nodes: int,
+    checkpoint_every: int,
+    evaluate_every: int | None,
+    patience: int | None,
+    metric: str,
+    logger_names: Sequence[str],
+    start: int,
+) -> pl.Trainer:
     """
     Args:
-        model (nn.Module): the detector.
-        dataset (CocoImages): all images of `ground_truth`; several processes share them.
-        ground_truth (GroundTruth): annotations of all categories.
-        output (str, optional): folder for the detections and the metrics.
-        workers (int): processes that load images.
+        settings: see :class:`Training`; of them are used `iterations`, `precision`, `accumulate`,
+            `clip` and `ema`.
+        output: a folder.
+        device: where to compute; of several, the first.
+        metric: of an evaluation; chooses the best model, and ends a training after `patience`
+            evaluations without a better one.
+        start: iterations done before.
 
-    Returns:
-        OpenWorldResult: by the protocol "xclass"; None on all processes but the first.
+    See :func:`oln_d2.standalone.train` for the others.
     """
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    own = range(rank, len(dataset), world_size)
-    detections = {}
-    for index, found in zip(
-        tqdm(own, desc="evaluation", disable=rank > 0, mininterval=1),
-        _detections(model, dataset, own, workers),
-    ):
-        detections[dataset.image_ids[index]] = found
-    if world_size > 1:
-        gathered = [None] * world_size if rank == 0 else None
-        dist.gather_object(detections, gathered)
-        if rank > 0:
-            return None
-        detections = {image: d for part in gathered for image, d in part.items()}
-    recall = OpenWorldRecall(ground_truth)
-    for image, (boxes, scores, *_) in detections.items():
-        recall.update(image, boxes, scores, box_format="xywh")
-    result = recall.result()
-    if output:
-        write_results(
-            os.path.join(output, "coco_instances_results.json"),
-            ((image, *detections[image]) for image in sorted(detections)),
+    output, parts = os.fspath(output), settings["accumulate"]
+    hooks: list[Any] = [Progress(refresh_rate=10)]
+    if settings["ema"]:
+        hooks.append(Average(settings["ema"]))
+    if evaluation is not None:
+        hooks.append(evaluation)
+    if patience is not None:
+        hooks.append(callbacks.EarlyStopping(metric, patience=patience, mode="max"))
+    if evaluate_every:
+        settings_of_best = dict(monitor=metric, mode="max", enable_version_counter=False)
+        hooks.append(best := callbacks.ModelCheckpoint(output, "model_best", **settings_of_best))
+        best.FILE_EXTENSION = ".pth"
+    path = os.path.join(output, "checkpoint.pth")
+    hooks.append(Checkpoint(path, checkpoint_every, evaluate_every))
+    strategy: Any = "auto"
+    if devices * num_nodes > 1:
+        strategy = DDPStrategy(
+            # What is gathered of an evaluation goes by way of the CPU, and may take its time.
+            process_group_backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            timeout=datetime.timedelta(hours=2),
+            broadcast_buffers=False,  # those of frozen norms do not change
         )
-        result.to_json(os.path.join(output, "open_world_results.json"))
-    return result
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it found, and tips
+    return pl.Trainer(
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=devices if device.index is None or devices > 1 else [device.index],
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=PRECISIONS[settings["precision"]],
+        plugins=[WholeFiles()],
+        callbacks=hooks,
+        logger=[LOGGERS[name](output, f"from_{start}") for name in logger_names],
+        log_every_n_steps=20,
+        max_epochs=-1,
+        max_steps=settings["iterations"],
+        val_check_interval=evaluate_every * parts if evaluate_every else 1.0,
+        check_val_every_n_epoch=None if evaluate_every else 1,
+        num_sanity_val_steps=0,
+        accumulate_grad_batches=parts,
+        gradient_clip_val=settings["clip"],
+        use_distributed_sampler=False,  # ours shares by itself
+        enable_model_summary=False,
+        default_root_dir=output,
+    )
 
 
-@torch.no_grad()
-def _detections(model, dataset, indices, workers):
-    """Yields of each image what :func:`write_results` takes after its id, without masks."""
-    model.eval()
-    device = next(model.parameters()).device
-    sampler = [(i, False) for i in indices]
-    for [(image, _)] in load(dataset, workers, sampler=sampler):
-        (found,) = model([image.to(device)])
-        boxes = found["boxes"].double().cpu().numpy()
-        yield (
-            np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]),
-            found["scores"].double().cpu().numpy(),
-            None,
-            {s.field: found[s.attribute].cpu().numpy() for s in SCORES if s.attribute in found},
-        )
-
-
-def _usable_device(device, world_size):
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+def run(trainer: pl.Trainer, work: str, *args: Any, **kwargs: Any) -> None:
+    """`trainer.fit` or `trainer.validate`; Ctrl-C is left to the caller, as it came."""
+    handler = signal.getsignal(signal.SIGINT)
     try:
-        device = torch.device(name)
-        if device.type == "cuda" and world_size > 1:
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device {name} cannot be used ({str(error).splitlines()[0]}); use cpu, or cuda with "
-            "one process for each GPU"
-        ) from None
-    return device
-
-
-def _parameter_groups(model):
-    """Norms do not decay, as in Detectron2."""
-    norms = {
-        parameter
-        for module in model.modules()
-        if isinstance(module, (nn.GroupNorm, nn.BatchNorm2d))
-        for parameter in module.parameters()
-    }
-    learning = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in learning if p not in norms], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in learning if p in norms], "weight_decay": 0.0},
-    ]
-
-
-def _lr_factor(iteration, iterations, warmup):
-    factor = 0.1 ** sum(iteration >= step * iterations for step in STEPS)
-    if iteration < warmup:
-        factor *= WARMUP_FACTOR + (1 - WARMUP_FACTOR) * iteration / warmup
-    return factor
-
-
-def _restore(path, settings, model, optimizer, scaler):
-    """Continue from a checkpoint; returns the next iteration."""
-    content = read_own_checkpoint(path)
-    if "settings" not in content:
-        raise InputError(
-            f"{path}: is no checkpoint to resume from; give it as weights to start from"
-        )
-    saved = content["settings"]
-    defaults = DEFAULTS.get(saved.get("architecture"), {})  # older files hold what was given only
-    for name in {**settings, **saved}:
-        old, new = saved.get(name, defaults.get(name)), settings.get(name)
-        if old != new:
-            raise InputError(
-                f"{path}: was trained with {name} {old}, not {new}; resume with the same settings, "
-                "or choose another output folder"
-            )
-    load_parameters(model, content["model"], path)
-    optimizer.load_state_dict(content["optimizer"])
-    scaler.load_state_dict(content["scaler"])
-    return content["iteration"]
+        with warnings.catch_warnings():
+            # Of loaders that cannot be resumed (ours starts where it has to), of few workers.
+            warnings.simplefilter("ignore", PossibleUserWarning)
+            getattr(trainer, work)(*args, **kwargs)
+    except SystemExit as error:
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+        if interrupted(error):
+            raise KeyboardInterrupt from None
+        raise
