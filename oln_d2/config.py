@@ -91,6 +91,18 @@ def add_oln_config(cfg: CfgNode) -> None:
     _C.MODEL.OLN.MASK_SCORE_LOSS_WEIGHT = 1.0
 
     # ---------------------------------------------------------------------------- #
+    # Backbones of timm: MODEL.BACKBONE.NAME build_timm_fpn_backbone. Stages are frozen by
+    # Detectron2's MODEL.BACKBONE.FREEZE_AT; MODEL.PIXEL_MEAN and PIXEL_STD have to be timm's, times
+    # 255, with INPUT.FORMAT RGB; `oln-d2 convert --backbone` makes MODEL.WEIGHTS of timm's.
+    # ---------------------------------------------------------------------------- #
+    _C.MODEL.OLN.TIMM = CfgNode()
+    # A model of timm with features of strides 4, 8, 16 and 32.
+    _C.MODEL.OLN.TIMM.NAME = "tf_efficientnet_lite0"
+    # "FrozenBN": the statistics, scale and shift of its batch norms stay those of MODEL.WEIGHTS; or
+    # "BN": they learn.
+    _C.MODEL.OLN.TIMM.NORM = "FrozenBN"
+
+    # ---------------------------------------------------------------------------- #
     # Evaluation
     # ---------------------------------------------------------------------------- #
     # Protocols to report: "xclass" (the paper's: a detection of a seen object is free) and

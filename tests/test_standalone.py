@@ -249,6 +249,35 @@ def test_losses_match_public_code(golden_model, golden, first_n):
         close(losses[ours].detach(), golden[theirs].sum(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("negatives", [True, False])
+def test_objects_without_annotation(negatives):
+    """
+    Without `objectness_negatives` an object that nobody has annotated must never be taken for
+    background, by either stage; with them, as in the authors' code, it may be.
+    """
+    from torchvision.ops import box_iou
+
+    settings = {"min_size": 160, "max_size": 160, "objectness_negatives": negatives}
+    model = build_detector(depth=10, norm="GN", ltrb_init=0.5, **SMALL, **settings).train()
+    annotated, other = torch.tensor([[8.0, 8, 60, 60]]), torch.tensor([[80.0, 80, 150, 150]])
+    seen = {}  # what each stage predicts, and where
+    model.rpn.head.register_forward_hook(lambda *call: seen.update(rpn=call[2]))
+    model.rpn.anchor_generator.register_forward_hook(lambda *call: seen.update(anchors=call[2][0]))
+    model.roi_heads.box_roi_pool.register_forward_pre_hook(lambda _, args: seen.update(rois=args))
+    model.roi_heads.box_predictor.register_forward_hook(lambda *call: seen.update(box=call[2]))
+    losses = model([torch.rand(3, 160, 160)], [{"boxes": annotated}])
+    predicted = [*seen["rpn"][0], *seen["rpn"][1], *seen["box"]]
+    grads = torch.autograd.grad(sum(losses.values()), predicted)
+    scores, sides = torch.cat([g.flatten() for g in grads[:5]]), grads[5:10]
+    sides = torch.cat([g.flatten(2)[0].T for g in sides])
+    on_other = box_iou(seen["anchors"], other)[:, 0] > 0.3
+    rois_on_other = box_iou(seen["rois"][1][0], other)[:, 0] > 0.3
+    assert on_other.any() and rois_on_other.any() and (scores != 0).any()
+    assert (scores[on_other] != 0).any() == negatives
+    assert not sides[on_other].any()
+    assert not grads[10][rois_on_other].any() and not grads[11][rois_on_other].any()
+
+
 @NEEDS_DETECTRON2
 @pytest.mark.parametrize("size", [(64, 96), (101, 333), (1, 1)])
 def test_anchors_agree(size):
@@ -391,7 +420,10 @@ def test_bad_images(image, message):
     "config, message",
     [
         ({"depth": 42}, "depth is 42; it has to be one of 10, 18"),
-        ({"norm": "BN"}, "norm is BN; .*FrozenBN, GN"),
+        ({"norm": "SyncBN"}, "norm is SyncBN; .*FrozenBN, BN, GN"),
+        ({"fpn_norm": "BN"}, "fpn_norm is BN; it has to be one of GN"),
+        ({"fpn_norm": "GN", "fpn_channels": 40}, "fpn_channels is 40; .*multiple of 32"),
+        ({"pixel_std": (1.0, 0.0, 1.0)}, "pixel_std .*above 0"),
         ({"depth": 10, "weights_backbone": "DEFAULT"}, "no pretrained weights for depth 10"),
         ({"architecture": "yolo"}, "oln_box, oln_mask, faster_rcnn"),
         ({"anchor_sizes": [32]}, "P2..P5"),

@@ -3,7 +3,7 @@
 from oln_d2.checks import needs
 
 with needs("oln_d2.modeling", "detectron2"):
-    from oln_d2.modeling.backbone import build_resnet10_fpn_backbone
+    from oln_d2.modeling.backbone import build_resnet10_fpn_backbone, build_timm_fpn_backbone
     from oln_d2.modeling.mask_head import OLNMaskHead
     from oln_d2.modeling.roi_heads import OLNOutputLayers, OLNROIHeads
     from oln_d2.modeling.rpn import OLNRPN, LTRBTransform, OLNRPNHead
@@ -16,4 +16,5 @@ __all__ = [
     "OLNRPN",
     "OLNRPNHead",
     "build_resnet10_fpn_backbone",
+    "build_timm_fpn_backbone",
 ]

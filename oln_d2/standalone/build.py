@@ -8,28 +8,38 @@ from typing import Any
 import torch
 from torch import nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, WeightsEnum, detection, get_model
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import BasicBlock
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from oln_d2.checks import InputError, check_limits, one_of
+from oln_d2.checks import POSITIVE_INT, InputError, Limit, check_limits, one_of
 from oln_d2.files import StrPath
 from oln_d2.masks import MaskScoreHead
 from oln_d2.standalone.checkpoint import load_checkpoint, load_parameters, read_own_checkpoint
 from oln_d2.standalone.models import OLNBox, RoIAlign, SquareAnchors, Transform
+from oln_d2.standalone.timm_features import TimmFeatures
 
 # Depths of the ResNet, and the channels of its first stage.
 CHANNELS = {10: 32, 18: 64, 34: 64, 50: 256, 101: 256}
-NORMS = {"FrozenBN": FrozenBatchNorm2d, "GN": partial(nn.GroupNorm, 32)}
+GROUPS = 32  # of group norm
+NORMS = {
+    "FrozenBN": FrozenBatchNorm2d,
+    "BN": nn.BatchNorm2d,
+    "GN": partial(nn.GroupNorm, GROUPS),
+}
 _OLN_BOX = {
     name: parameter.default
     for name, parameter in signature(OLNBox).parameters.items()
     if name not in ("backbone", "mask_parts")
 }
-_SHARED = "anchor_sizes min_size max_size representation_size box_nms_thresh box_detections_per_img"
+_SHARED = (
+    "anchor_sizes min_size max_size pixel_mean pixel_std representation_size box_nms_thresh "
+    "box_detections_per_img"
+)
 # The settings of each architecture, beside those that `build_detector` names, and their defaults.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "oln_box": _OLN_BOX,
@@ -46,8 +56,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 def build_detector(
     architecture: str = "oln_box",
     *,
+    backbone: str | None = None,
     depth: int = 50,
     norm: str = "FrozenBN",
+    fpn_norm: str | None = None,
     fpn_channels: int = 256,
     trainable_backbone_layers: int = 3,
     weights_backbone: WeightsEnum | str | None = None,
@@ -57,12 +69,18 @@ def build_detector(
     Args:
         architecture: "oln_box"; "oln_mask", for inference only; or "faster_rcnn": torchvision's,
             with the one class "object" and the same backbone and anchors, to compare with.
+        backbone: a model of timm, such as "tf_efficientnet_lite0", see :class:`TimmFeatures`;
+            `pixel_mean` and `pixel_std` are then timm's by default. None: a ResNet.
         depth: 18, 34, 50 or 101, of the ResNet; or 10, one of half the width for trying things out.
-        norm: "FrozenBN", batch norm with frozen statistics, which needs pretrained weights; or
-            "GN", group norm in the backbone and the FPN, which learns from scratch.
+        norm: "FrozenBN", batch norm with frozen statistics, scale and shift, which needs pretrained
+            weights; "BN", batch norm that learns, which needs large batches; or, of a ResNet, "GN",
+            group norm in the backbone and the FPN, which learns from scratch.
+        fpn_norm: "GN", group norm in the FPN, whatever the backbone has.
         fpn_channels: channels of the feature pyramid.
-        trainable_backbone_layers: stages of the ResNet that learn, from the last backwards; 5: all.
-        weights_backbone: pretrained weights of the ResNet.
+        trainable_backbone_layers: stages of the backbone that learn, from the last backwards; 5:
+            all, also the stem.
+        weights_backbone: pretrained weights of the backbone. Of a ResNet: torchvision's, by name.
+            Of timm: see :class:`TimmFeatures`.
         settings: those in :data:`DEFAULTS`: arguments of :class:`OLNBox`, with 4 `anchor_sizes` for
             P2..P5 or 5 for P2..P6; with "faster_rcnn" also torchvision's `FasterRCNN` arguments.
 
@@ -72,35 +90,57 @@ def build_detector(
 
     Raises:
         InputError: a value that is not one of the above, or pretrained weights out of reach.
+        ImportError: timm is needed and missing.
     """
     backbone_settings = {
+        "backbone": backbone,
         "depth": depth,
         "norm": norm,
+        "fpn_norm": fpn_norm,
         "fpn_channels": fpn_channels,
         "trainable_backbone_layers": trainable_backbone_layers,
     }
+    fpn_norm = "GN" if norm == "GN" else fpn_norm
+    multiple = Limit(lambda n: fpn_norm is None or n % GROUPS == 0, f"a multiple of {GROUPS} in GN")
     check_limits(
         architecture=(architecture, one_of(*DEFAULTS)),
         depth=(depth, one_of(*CHANNELS)),
-        norm=(norm, one_of(*NORMS)),
+        norm=(norm, one_of(*NORMS) if backbone is None else one_of("FrozenBN", "BN")),
+        fpn_norm=(fpn_norm, one_of("GN")),
         trainable_backbone_layers=(trainable_backbone_layers, one_of(*range(6))),
     )
+    check_limits(fpn_channels=(fpn_channels, POSITIVE_INT))
+    check_limits(fpn_channels=(fpn_channels, multiple))
+    if backbone is None:
+        body, channels = _resnet(depth, norm, trainable_backbone_layers, weights_backbone)
+    else:
+        body = TimmFeatures(backbone, norm, 5 - trainable_backbone_layers, weights_backbone)
+        channels = body.channels
+        settings = {"pixel_mean": body.pixel_mean, "pixel_std": body.pixel_std, **settings}
     settings = {**DEFAULTS[architecture], **settings}
     levels = len(settings["anchor_sizes"])
     if levels not in (4, 5):
         raise InputError(
             f"anchor_sizes is {settings['anchor_sizes']}; give 4, for P2..P5, or 5, for P2..P6"
         )
-    backbone = _backbone(**backbone_settings, weights=weights_backbone, with_p6=levels == 5)
+    fpn = FeaturePyramidNetwork(
+        channels,
+        fpn_channels,
+        LastLevelMaxPool() if levels == 5 else None,
+        norm_layer=NORMS[fpn_norm] if fpn_norm else None,
+    )
+    pyramid = nn.Sequential(OrderedDict(body=body, fpn=fpn))
+    pyramid.out_channels = fpn_channels
     if architecture == "oln_mask":
-        model = _oln_mask(backbone, norm=norm, **settings)
+        model = _oln_mask(pyramid, norm=norm, **settings)
     else:
-        model = (OLNBox if architecture == "oln_box" else _faster_rcnn)(backbone, **settings)
+        model = (OLNBox if architecture == "oln_box" else _faster_rcnn)(pyramid, **settings)
     model.config = {"architecture": architecture, **backbone_settings, **settings}
     return model
 
 
-def _backbone(depth, norm, fpn_channels, trainable_backbone_layers, weights, with_p6):
+def _resnet(depth, norm, trainable_layers, weights):
+    """A ResNet as the features of its four stages, and their channels."""
     if depth == 10:
         if weights is not None:
             raise InputError(
@@ -117,19 +157,11 @@ def _backbone(depth, norm, fpn_channels, trainable_backbone_layers, weights, wit
                 f"into {torch.hub.get_dir()}/checkpoints, or train from scratch"
             ) from None
     stages = ["layer4", "layer3", "layer2", "layer1", "conv1", "bn1"]
-    learning = stages[: trainable_backbone_layers if trainable_backbone_layers < 5 else None]
+    learning = stages[: trainable_layers if trainable_layers < 5 else None]
     for name, parameter in resnet.named_parameters():
         parameter.requires_grad_(name.split(".")[0] in learning)
-    backbone = BackboneWithFPN(
-        resnet,
-        return_layers={f"layer{i + 1}": str(i) for i in range(4)},
-        in_channels_list=[CHANNELS[depth] * 2**i for i in range(4)],
-        out_channels=fpn_channels,
-        norm_layer=NORMS[norm] if norm == "GN" else None,
-    )
-    if not with_p6:
-        backbone.fpn.extra_blocks = None
-    return backbone
+    body = IntermediateLayerGetter(resnet, {f"layer{i + 1}": str(i) for i in range(4)})
+    return body, [CHANNELS[depth] * 2**i for i in range(4)]
 
 
 def _small_resnet(norm_layer):
@@ -171,7 +203,17 @@ def _oln_mask(backbone, *, norm, mask_channels, representation_size, **settings)
     return OLNBox(backbone, representation_size=representation_size, mask_parts=parts, **settings)
 
 
-def _faster_rcnn(backbone, *, anchor_sizes, min_size, max_size, representation_size, **settings):
+def _faster_rcnn(
+    backbone,
+    *,
+    anchor_sizes,
+    min_size,
+    max_size,
+    pixel_mean,
+    pixel_std,
+    representation_size,
+    **settings,
+):
     model = detection.FasterRCNN(
         backbone,
         rpn_anchor_generator=SquareAnchors(anchor_sizes),
@@ -180,7 +222,7 @@ def _faster_rcnn(backbone, *, anchor_sizes, min_size, max_size, representation_s
         box_predictor=detection.faster_rcnn.FastRCNNPredictor(representation_size, num_classes=2),
         **settings,
     )
-    model.transform = Transform(min_size, max_size)
+    model.transform = Transform(min_size, max_size, pixel_mean, pixel_std)
     return model
 
 

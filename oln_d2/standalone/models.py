@@ -66,10 +66,22 @@ class Transform(GeneralizedRCNNTransform):
         min_size: length of the shorter side, in pixels; of several, training draws one for each
             image and inference takes the last.
         max_size: limit of the longer side, in pixels.
+        mean, std: of red, green and blue of the pixels, in [0, 255].
     """
 
-    def __init__(self, min_size: int | Sequence[int], max_size: int):
-        super().__init__(min_size, max_size, MEAN, STD)
+    def __init__(
+        self,
+        min_size: int | Sequence[int],
+        max_size: int,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+    ):
+        super().__init__(min_size, max_size, mean, std)
+        if not len(mean) == len(std) == 3 or min(std) <= 0:
+            raise InputError(
+                f"pixel_mean is {mean} and pixel_std is {std}; give three numbers each, those of "
+                "pixel_std above 0"
+            )
         if min(*self.min_size, max_size) < 1:
             raise InputError(
                 f"min_size is {min_size} and max_size {max_size}; both have to be 1 pixel or more"
@@ -182,11 +194,12 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
     """
     torchvision's `RegionProposalNetwork` that learns centerness and the distances to the sides of
     the box, with OLN's assignment and losses. A proposal is a box with its centerness. Its argument
-    `nms_thresh` may be None, as in the authors' code: no NMS.
+    `nms_thresh` may be None, as in the authors' code: no NMS. `negatives`: see :class:`OLNBox`.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, negatives: bool = True, **kwargs):
         super().__init__(*args, **kwargs)
+        self.negatives = negatives
         limits = self.proposal_matcher.low_threshold, self.proposal_matcher.high_threshold
         score_sampler = type(self.fg_bg_sampler)(SCORE_BATCH_SIZE, 1.0)
         self.samples = (
@@ -216,7 +229,9 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
         losses = {}
         if self.training:
             labels, gt_boxes = self._label_and_sample(anchors, targets, images.image_sizes)
-            loss_score, loss_boxes, _ = rpn_losses(anchors, logits, ltrb, labels, gt_boxes)
+            loss_score, loss_boxes, _ = rpn_losses(
+                anchors, logits, ltrb, labels, gt_boxes, negatives=self.negatives
+            )
             losses = {"loss_rpn_obj": loss_score, "loss_rpn_loc": BOX_LOSS_WEIGHT * loss_boxes}
         boxes = decode_ltrb(anchors, ltrb.detach().float())
         logits = logits.detach().float()
@@ -429,8 +444,13 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
             image. Default: 8 x stride.
         min_size, max_size: limits of the shorter and the longer side of an image as the model sees
             it, in pixels. Of several min_size training draws one, inference takes the last.
+        pixel_mean, pixel_std: of red, green and blue, in [0, 255], that the backbone was trained
+            with. Default: ImageNet's.
         rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test: proposals of each level.
         rpn_nms_thresh: IoU of the NMS of the proposals, None for none.
+        objectness_negatives: whether anchors on no annotated object teach the first score, with
+            target 0, as in the authors' code. Without, an object that lacks its annotation is never
+            taken for background: the second stage knows no negatives anyway.
         ltrb_init: distances to the four sides that are predicted at the start of training, in
             widths and heights of the anchor. 0, as in the authors' code: boxes without area. Short
             schedules from scratch want 0.5, where the first boxes are the anchors.
@@ -448,9 +468,12 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
         min_size: int | Sequence[int] = 800,
         max_size: int = 1333,
+        pixel_mean: Sequence[float] = MEAN,
+        pixel_std: Sequence[float] = STD,
         rpn_pre_nms_top_n_train: int = 2000,
         rpn_pre_nms_top_n_test: int = 2000,
         rpn_nms_thresh: float | None = None,
+        objectness_negatives: bool = True,
         ltrb_init: float = 0.0,
         representation_size: int = 1024,
         box_batch_size_per_image: int = 512,
@@ -472,6 +495,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
             pre_nms_top_n=top_n,
             post_nms_top_n={mode: n * len(anchor_sizes) for mode, n in top_n.items()},  # all
             nms_thresh=rpn_nms_thresh,
+            negatives=objectness_negatives,
         )
         box_head = TwoMLPHead(channels * 7 * 7, representation_size)
         for layer in (box_head.fc6, box_head.fc7):  # as Detectron2 does
@@ -491,7 +515,8 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
             detections_per_img=box_detections_per_img,
             **(mask_parts or {}),
         )
-        super().__init__(backbone, rpn, roi_heads, Transform(min_size, max_size))
+        transform = Transform(min_size, max_size, pixel_mean, pixel_std)
+        super().__init__(backbone, rpn, roi_heads, transform)
 
 
 def prepare(model: nn.Module, pixels: Sequence[Tensor]) -> ImageList:

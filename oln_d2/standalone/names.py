@@ -43,6 +43,9 @@ _OF_TORCHVISION = [
     (r"^roi_heads\.mask_predictor\.mask_fcn_logits\.", "roi_heads.mask_head.predictor."),
     (r"^roi_heads\.mask_score\.", "roi_heads.mask_head.score."),
 ]
+# How the names of a backbone of timm begin in the standalone runtime, and in Detectron2.
+_TIMM = "backbone.body.timm."
+TIMM = "backbone.bottom_up.timm."
 # Names that only OLN's authors have.
 PUBLIC_SCORES = ("rpn_head.rpn_obj.weight", "roi_head.bbox_head.fc_bbox_score.weight")
 
@@ -55,6 +58,8 @@ def detectron2_name(name: str) -> str:
     Returns:
         the name of the same parameter in Detectron2's OLN-Box, and so in any checkpoint.
     """
+    if name.startswith(_TIMM):  # timm's own names follow
+        return name.replace(_TIMM, TIMM, 1)
     for pattern, replacement in _OF_TORCHVISION:
         name = re.sub(pattern, replacement, name)
     return name

@@ -1,0 +1,168 @@
+"""Models of timm as backbones, for both runtimes."""
+
+import difflib
+import re
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from oln_d2.checks import InputError, needs
+from oln_d2.files import StrPath
+from oln_d2.standalone.checkpoint import read_checkpoint
+
+STRIDES = (4, 8, 16, 32)
+
+
+class TimmFeatures(nn.Module):
+    """
+    A model of timm without its classifier: called with images, (N, 3, H, W), of sides that are
+    multiples of 32, it returns the feature maps of strides 4, 8, 16 and 32 in a dict, "0" to "3".
+
+    Args:
+        name: timm's, of a model with these strides; `timm.list_models()` lists names.
+        norm: "FrozenBN": statistics, scale and shift of batch norms stay as they are; or "BN": they
+            learn. Other norms always learn.
+        freeze_at: as Detectron2's MODEL.BACKBONE.FREEZE_AT: 0: all learns; 1: the stem, all before
+            the stage of stride 4, is frozen; 2 to 5: also the first of the four stages, and so on.
+        weights: "DEFAULT": pretrained ones that timm fetches. Or a file: a state dict of the whole
+            classifier under timm's names, or under others if all its tensors are, in order and
+            shape, those of timm's. None: random ones.
+
+    Attributes:
+        channels: of the four maps.
+        pixel_mean, pixel_std: of red, green and blue, in [0, 255], that timm trained it with.
+
+    Raises:
+        InputError: no model of timm, one without these strides, or weights that cannot be used.
+        ImportError: timm is missing.
+    """
+
+    def __init__(
+        self, name: str, norm: str = "FrozenBN", freeze_at: int = 0, weights: StrPath | None = None
+    ):
+        super().__init__()
+        self.timm = _create(name, weights)
+        info = self.timm.feature_info
+        last = {reduction: i for i, reduction in enumerate(info.reduction())}
+        if not last.keys() >= set(STRIDES):
+            raise _unfit(name, f"its strides are {', '.join(map(str, last))}")
+        self.indices = [last[stride] for stride in STRIDES]
+        self.channels = [info.channels()[i] for i in self.indices]
+        try:
+            with torch.no_grad():
+                features = self.timm.eval()(torch.zeros(1, 3, 64, 96))
+        except Exception as error:  # takes squares only, for instance
+            reason = " ".join(str(error).split())[:200]
+            raise _unfit(name, f"of an image of 64 x 96 pixels it says: {reason}") from None
+        shapes = [tuple(features[i].shape) for i in self.indices]
+        if shapes != [(1, c, 64 // s, 96 // s) for c, s in zip(self.channels, STRIDES)]:
+            raise _unfit(name, f"its features of 64 x 96 pixels are {shapes}")
+        config = self.timm.pretrained_cfg
+        self.pixel_mean, self.pixel_std = (
+            tuple(round(255 * x, 3) for x in config[key]) for key in ("mean", "std")
+        )
+
+        stages = _stages([info.module_name()[i] for i in self.indices], self.timm)
+        self.frozen = [
+            module
+            for path, module in self.timm.named_modules()
+            if (norm == "FrozenBN" and isinstance(module, _BatchNorm))
+            or (path in stages and stages[path] < freeze_at)
+        ]
+        for module in self.frozen:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> "TimmFeatures":
+        """What is frozen stays in inference mode."""
+        super().train(mode)
+        for module in self.frozen:
+            module.training = False
+        return self
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.timm(images)
+        return {str(i): features[index] for i, index in enumerate(self.indices)}
+
+
+def _create(name, weights):
+    with needs(f"the backbone {name}", "timm"):
+        import timm
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), cutoff=0.5)
+        raise InputError(
+            f"backbone is {name}, which is no model of timm; near it: "
+            f"{', '.join(near) or 'tf_efficientnet_lite0'}"
+        )
+    pretrained = {}
+    if weights == "DEFAULT":
+        pretrained = {"pretrained": True}
+    elif weights is not None:
+        overlay = {"state_dict": _state_dict(name, timm.create_model(name), weights)}
+        pretrained = {"pretrained": True, "pretrained_cfg_overlay": overlay}
+    try:
+        net = timm.create_model(name, features_only=True, **pretrained)
+    except Exception as error:  # timm and its hub raise all kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        if weights is None:
+            raise _unfit(name, reason) from None
+        raise InputError(
+            f"the pretrained weights of {name} cannot be had ({reason}); give a file of them as "
+            'weights_backbone ("DEFAULT" fetches them), or train from scratch with norm BN'
+        ) from None
+    net.pretrained_cfg.pop("state_dict", None)  # a second copy
+    return net
+
+
+def _unfit(name, reason):
+    return InputError(
+        f"backbone is {name}, which gives no features of strides 4, 8, 16 and 32 ({reason}); take "
+        "another, such as tf_efficientnet_lite0"
+    )
+
+
+def _state_dict(name, classifier, path):
+    """The tensors of a file under the names of timm's `classifier`."""
+
+    def without_counters(tensors):
+        return {n: t for n, t in tensors.items() if not n.endswith("num_batches_tracked")}
+
+    found = without_counters(read_checkpoint(path)["model"])
+    wanted = without_counters(classifier.state_dict())
+    heads = classifier.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else heads
+    body = {n: t for n, t in wanted.items() if n.rpartition(".")[0] not in heads}
+    if all(n in found and found[n].shape == t.shape for n, t in body.items()):
+        return found
+    ours, theirs = list(wanted.values()), list(found.values())
+    if [t.shape for t in ours] == [t.shape for t in theirs]:
+        return dict(zip(wanted, theirs))
+    missing = next(n for n, t in body.items() if n not in found or found[n].shape != t.shape)
+    raise InputError(
+        f"{path}: does not hold the weights of timm's {name}: it has {len(found)} tensors, timm's "
+        f"{len(wanted)}, and {missing} is missing or of another shape; give a state dict of this "
+        "model"
+    )
+
+
+def _stages(ends, net):
+    """
+    The stage of each module of `net` that has parameters or buffers of its own: 0, the stem; 1 to
+    4, which end with the modules `ends`. What follows the end of a stage belongs to the next one.
+    """
+    # Where timm flattens modules, "stages.0" is called "stages_0".
+    ends = [re.sub(r"[._]", ".", end) + "." for end in ends]
+    stages, stage, at_end = {}, 0, False
+    for path, module in net.named_modules():
+        if not (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            continue
+        flat = re.sub(r"[._]", ".", path.removeprefix("model.")) + "."
+        inside = next((i for i, end in enumerate(ends, 1) if flat.startswith(end)), None)
+        if inside:
+            stage, at_end = inside, True
+        elif at_end:
+            stage, at_end = stage + 1, False
+        stages[path] = min(stage, 4)
+    return stages
