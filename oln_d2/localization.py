@@ -92,7 +92,8 @@ def aligned_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     overlap = torch.minimum(boxes1[..., 2:], boxes2[..., 2:]) - torch.maximum(
         boxes1[..., :2], boxes2[..., :2]
     )
-    inter = overlap.clamp(min=0).prod(dim=-1)
+    width, height = overlap.clamp(min=0).unbind(dim=-1)
+    inter = width * height  # the gradient of `prod` would make a GPU wait
     return inter / (area1 + area2 - inter).clamp(min=IOU_EPS)
 
 
@@ -195,8 +196,8 @@ def label_and_sample(
     for i, (limits, sampler) in enumerate(samples):
         matches, assigned = (x.to(inside.device) for x in retry(assign_anchors)(iou, *limits))
         positive, negative = sampler(assigned)
-        labels[i, inside[positive]] = 1
-        labels[i, inside[negative]] = 0
+        labels[i].index_fill_(0, inside[positive], 1)
+        labels[i].index_fill_(0, inside[negative], 0)
         boxes[i, inside[positive]] = gt_boxes[matches[positive]]
     return labels, boxes
 
@@ -204,6 +205,19 @@ def label_and_sample(
 def has_area(boxes: Tensor, min_side: float = 0.0) -> Tensor:
     """Whether both sides of boxes, shape (R, 4), are longer than `min_side` pixels, shape (R,)."""
     return (boxes[:, 2:] - boxes[:, :2] > min_side).all(dim=1)
+
+
+def check_finite(boxes: Tensor, logits: Tensor, diverged: str) -> None:
+    """
+    Args:
+        boxes, logits: any shapes; predictions in training.
+        diverged: the end of the message.
+
+    Raises:
+        FloatingPointError: one of them is NaN or infinite.
+    """
+    if not (boxes.isfinite().all() & logits.isfinite().all()):
+        raise FloatingPointError(f"The RPN predicts NaN or infinite boxes or scores: {diverged}")
 
 
 def select_proposals(
@@ -227,8 +241,7 @@ def select_proposals(
         top_n: at most so many are kept.
         min_side: in pixels, see :func:`has_area`.
         nms: from boxes, logits and levels to the indices that it keeps, by descending logit.
-        diverged: given in training, where a prediction that is not finite is an error: the end of
-            its message.
+        diverged: given in training, see :func:`check_finite`.
 
     Returns:
         boxes, shape (P, 4), and logits, shape (P,), descending.
@@ -238,9 +251,9 @@ def select_proposals(
     """
     logits, order = logits.sort(descending=True, stable=True)
     boxes, levels = boxes[order], levels[order]
+    if diverged:
+        check_finite(boxes, logits, diverged)
     finite = boxes.isfinite().all(dim=1) & logits.isfinite()
-    if diverged and not finite.all():
-        raise FloatingPointError(f"The RPN predicts NaN or infinite boxes or scores: {diverged}")
     boxes = clip_boxes_to_image(boxes, image_size)
     keep = (finite & has_area(boxes, min_side)).nonzero().squeeze(1)
     if nms is not None:
@@ -317,10 +330,11 @@ def rpn_losses(
     loss_boxes = iou_loss(pred_boxes, box_gt[image, anchor]) / normalizer
 
     positive = score_labels == 1
-    image, anchor = positive.nonzero(as_tuple=True)
+    sample = image, anchor = positive.nonzero(as_tuple=True)
     targets = torch.zeros_like(logits, dtype=torch.float32)
     targets[image, anchor] = box_quality(target, anchors[anchor], score_gt[image, anchor])
-    sample = score_labels >= 0 if negatives else positive
+    if negatives:
+        sample = (score_labels >= 0).nonzero(as_tuple=True)
     loss_score = quality_loss(logits[sample], targets[sample]) / normalizer
     return loss_score, loss_boxes, targets
 

@@ -175,6 +175,11 @@ def test_recipes_of_other_data():
         solver = recipes[f"datasets/{recipe}.yaml"].SOLVER
         epoch = images / solver.IMS_PER_BATCH
         assert [round(x / epoch, 3) for x in (*solver.STEPS, solver.MAX_ITER)] == [6, 7, 8]
+    for (
+        cfg
+    ) in recipes.values():  # an evaluation just before the last one would take hours for nothing
+        period = cfg.TEST.EVAL_PERIOD
+        assert (cfg.SOLVER.MAX_ITER - 1) % period > 0.1 * period
 
 
 def test_references_differ_from_oln_only_in_the_method():

@@ -290,6 +290,32 @@ def test_mask_losses(mask_type):
 
 
 @NEEDS_DETECTRON2
+@pytest.mark.parametrize("mask_type", ["polygon", "bitmask"])
+def test_areas_follow_their_objects(mask_type):
+    """Areas are measured once an object: RoIs with another object's would learn a wrong score."""
+    from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+    from detectron2.utils.events import EventStorage
+
+    from oln_d2.modeling.mask_head import mask_areas
+
+    corners = torch.tensor([[10, 10, 50, 90], [60, 20, 120, 40], [30, 100, 80, 120]]).double()
+    x1, y1, x2, y2 = corners.numpy().T
+    polygons = np.stack([x1, y1, x2, y1, x2, y2, x1, y2], axis=1)
+    masks = PolygonMasks([[polygon] for polygon in polygons])
+    if mask_type == "bitmask":
+        masks = BitMasks.from_polygon_masks(masks, 128, 128)
+    gt = Instances((128, 128), gt_boxes=Boxes(corners.float()), gt_masks=masks)
+    gt.gt_classes = torch.zeros(3, dtype=torch.int64)
+    boxes = corners.float().repeat(10, 1) + torch.randn(30, 4)
+    proposals = Instances((128, 128), proposal_boxes=Boxes(boxes), objectness_logits=boxes[:, 0])
+    with EventStorage():
+        (rois,) = build().roi_heads.label_and_sample_proposals([proposals], [gt])
+    rois = rois[rois.gt_classes == 0]
+    assert len(rois) > 20 and len(set(rois.gt_areas.tolist())) == 3
+    assert torch.equal(rois.gt_areas, mask_areas(rois.gt_masks))
+
+
+@NEEDS_DETECTRON2
 def test_score_does_not_shape_the_mask():
     """Else masks would learn to be easy to score instead of to fit."""
     from detectron2.utils.events import EventStorage

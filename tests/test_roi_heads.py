@@ -315,3 +315,15 @@ def test_classification_put_back(first_n):
     with torch.no_grad():
         (found,), _ = case.heads(None, case.features, case.proposals)
     close(found.scores, (found.objectness * found.box_scores).sqrt())
+
+
+def test_half_precision_features_do_not_move_boxes():
+    """In bfloat16, ROIAlign would look up to 4 pixels beside a box at the right of the image."""
+    case = Case("roi_inf_2600")
+    case.heads.eval()
+    half = {name: feature.detach().bfloat16() for name, feature in case.features.items()}
+    exact = {name: feature.float() for name, feature in half.items()}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected, found = (case.heads(None, x, case.proposals)[0][0] for x in (exact, half))
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(found.scores, expected.scores)

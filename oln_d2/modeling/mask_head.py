@@ -9,7 +9,7 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, cat, get_norm
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
-from detectron2.structures import BitMasks, Instances, ROIMasks
+from detectron2.structures import BitMasks, Instances, PolygonMasks, ROIMasks
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
@@ -97,8 +97,9 @@ class OLNMaskHead(MaskRCNNConvUpsampleHead):
         """
         Args:
             x: shape (R, C, P, P), features of the RoIs.
-            instances: in training the positives, with `proposal_boxes` and `gt_masks`; in inference
-                the detections.
+            instances: in training the positives, with `proposal_boxes`, `gt_masks` and, to measure
+                each object once instead of each RoI, `gt_areas`, see :func:`mask_areas`; in
+                inference the detections.
 
         Returns:
             In training dict[str, Tensor], scalars `loss_mask` and `loss_mask_score`. In inference
@@ -126,8 +127,9 @@ class OLNMaskHead(MaskRCNNConvUpsampleHead):
                 cropped = instances_i.gt_masks.crop_and_resize(boxes.tensor, logits.shape[-1])
                 gt_masks.append(cropped.to(logits.device) > 0.5)
                 # Of whole objects, in cells of the mask: parts outside the RoI count.
-                areas = _areas(instances_i.gt_masks).to(logits) / boxes.area()
-                gt_areas.append(areas * logits[0, 0].numel())
+                known = instances_i.has("gt_areas")
+                areas = instances_i.gt_areas if known else mask_areas(instances_i.gt_masks)
+                gt_areas.append(areas.to(logits) / boxes.area() * logits[0, 0].numel())
         num = len(logits)
         gt_masks = (
             cat(gt_masks) if num else logits.new_zeros(0, *logits.shape[2:], dtype=torch.bool)
@@ -137,9 +139,11 @@ class OLNMaskHead(MaskRCNNConvUpsampleHead):
         targets = mask_iou(logits.detach() > 0, gt_masks, gt_areas)
         if num > 0:
             storage = get_event_storage()
-            storage.put_scalar("mask_head/iou_target", targets.mean().item())
             predicted = scores.detach().float().sigmoid()
-            storage.put_scalar("mask_head/iou_pred", predicted.mean().item())
+            # One transfer: each `.item()` makes a GPU wait.
+            target, predicted = torch.stack([targets.mean(), predicted.mean()]).tolist()
+            storage.put_scalar("mask_head/iou_target", target)
+            storage.put_scalar("mask_head/iou_pred", predicted)
         loss_mask = F.binary_cross_entropy_with_logits(logits, gt_masks.float(), reduction="sum")
         loss_score = quality_loss(scores, targets) / max(num, 1)
         return {
@@ -148,6 +152,12 @@ class OLNMaskHead(MaskRCNNConvUpsampleHead):
         }
 
 
-def _areas(masks):
-    """Tensor: areas of BitMasks or PolygonMasks in pixels."""
+def mask_areas(masks: BitMasks | PolygonMasks) -> Tensor:
+    """
+    Args:
+        masks: of G objects.
+
+    Returns:
+        shape (G,), their areas in pixels, on the device of the masks (of polygons: the CPU).
+    """
     return masks.tensor.flatten(1).sum(dim=1) if isinstance(masks, BitMasks) else masks.area()

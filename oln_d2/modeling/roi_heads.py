@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from oln_d2.checks import InputError
 from oln_d2.localization import QUALITIES, box_quality, fuse_scores, quality_loss
 from oln_d2.masks import MASKS_AT_ONCE
-from oln_d2.modeling.mask_head import OLNMaskHead, PastedAsRLE
+from oln_d2.modeling.mask_head import OLNMaskHead, PastedAsRLE, mask_areas
 from oln_d2.scores import BOX_SCORE, MASK_SCORE, OBJECTNESS, SCORES
 
 """
@@ -139,8 +139,10 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         storage = get_event_storage()
         if len(positive) > 0:
             name, predicted = self.score_target, pred_qualities.detach().float().sigmoid()
-            storage.put_scalar(f"roi_head/{name}_target", targets.mean().item())
-            storage.put_scalar(f"roi_head/{name}_pred", predicted.mean().item())
+            # One transfer: each `.item()` makes a GPU wait.
+            target, predicted = torch.stack([targets.mean(), predicted.mean()]).tolist()
+            storage.put_scalar(f"roi_head/{name}_target", target)
+            storage.put_scalar(f"roi_head/{name}_pred", predicted)
 
         losses = {
             # Divided by all sampled RoIs, as Detectron2 divides the box loss, though only positives
@@ -257,10 +259,26 @@ class OLNROIHeads(StandardROIHeads):
         See :meth:`StandardROIHeads.forward`. Detections with masks have `pred_masks`, which
         Detectron2's postprocessing turns into :class:`oln_d2.masks.RLEMasks` of the image's size.
         """
+        # In half precision, ROIAlign would round the boxes as well, by up to pixels.
+        features = {name: feature.float() for name, feature in features.items()}
         results, losses = super().forward(images, features, proposals, targets)
         if self.mask_on and not self.training:
             results = [self._finish(detections) for detections in results]
         return results, losses
+
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """
+        See :meth:`StandardROIHeads.label_and_sample_proposals`. For :class:`OLNMaskHead` the RoIs
+        also get `gt_areas`, the areas of their objects' masks in pixels.
+        """
+        if isinstance(getattr(self, "mask_head", None), OLNMaskHead):
+            for targets_i in targets:
+                if targets_i.has("gt_masks"):
+                    areas = mask_areas(targets_i.gt_masks)
+                    targets_i.gt_areas = areas.to(targets_i.gt_boxes.device)
+        return super().label_and_sample_proposals(proposals, targets)
 
     def _finish(self, detections):
         if self.mask_scores:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from oln_d2.checks import InputError
 from oln_d2.localization import (
     QUALITIES,
+    check_finite,
     decode_ltrb,
     encode_ltrb,
     label_and_sample,
@@ -110,11 +111,14 @@ class OLNRPNHead(StandardRPNHead):
             right, bottom of each anchor, (N, A*4, Hi, Wi); and, only with a classifier in training,
             its logits, (N, A, Hi, Wi).
         """
-        hidden = [F.normalize(self.conv(x), dim=1) for x in features]
         predictors = [self.objectness_logits, self.anchor_deltas]
         if self.cls_logits is not None and self.training:
             predictors.append(self.cls_logits)
-        return tuple([predictor(x) for x in hidden] for predictor in predictors)
+        hidden = [self.conv(x) for x in features]
+        # In float32: in half precision scores would tie, and sides of large anchors move.
+        with torch.autocast(hidden[0].device.type, enabled=False):
+            hidden = [F.normalize(x.float(), dim=1) for x in hidden]
+            return tuple([predictor(x) for x in hidden] for predictor in predictors)
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -278,15 +282,25 @@ class OLNRPN(RPN):
         storage = get_event_storage()
         box_labels, objectness_labels = gt_labels
         positive = objectness_labels == 1
-        num_positive = positive.sum().item()
-        storage.put_scalar("rpn/num_pos_anchors", (box_labels == 1).sum().item() / num_images)
-        storage.put_scalar("rpn/num_neg_anchors", (box_labels == 0).sum().item() / num_images)
+        predicted = logits.detach().float().sigmoid()
+        sums = (
+            box_labels == 1,
+            box_labels == 0,
+            positive,
+            targets * positive,
+            predicted * positive,
+        )
+        # One transfer: each `.item()` makes a GPU wait.
+        num_pos, num_neg, num_positive, target, predicted = torch.stack(
+            [x.sum(dtype=torch.float32) for x in sums]
+        ).tolist()
+        storage.put_scalar("rpn/num_pos_anchors", num_pos / num_images)
+        storage.put_scalar("rpn/num_neg_anchors", num_neg / num_images)
         storage.put_scalar("rpn/num_objectness_pos_anchors", num_positive / num_images)
         if num_positive > 0:
             name = self.objectness_target
-            predicted = logits.detach()[positive].float().sigmoid()
-            storage.put_scalar(f"rpn/{name}_target", targets[positive].mean().item())
-            storage.put_scalar(f"rpn/{name}_pred", predicted.mean().item())
+            storage.put_scalar(f"rpn/{name}_target", target / num_positive)
+            storage.put_scalar(f"rpn/{name}_pred", predicted / num_positive)
 
         losses = {"loss_rpn_obj": loss_obj, "loss_rpn_loc": loss_loc}
         if pred_cls_logits is not None:
@@ -353,6 +367,8 @@ class OLNRPN(RPN):
             logits.append(logits_i)
             levels.append(torch.full_like(indices[0], i))
         boxes, logits, levels = cat(boxes, dim=1), cat(logits, dim=1).float(), cat(levels)
+        if self.training:
+            check_finite(boxes, logits, DIVERGED)
         nms = partial(batched_nms, iou_threshold=self.nms_thresh)
         proposals = []
         for boxes_i, logits_i, image_size in zip(boxes, logits, image_sizes):
@@ -364,7 +380,6 @@ class OLNRPN(RPN):
                 self.post_nms_topk[self.training],
                 min_side=self.min_box_size,
                 nms=nms if self.nms[self.training] else None,
-                diverged=DIVERGED if self.training else None,
             )
             proposals.append(
                 Instances(image_size, proposal_boxes=Boxes(boxes_i), objectness_logits=logits_i)
@@ -375,11 +390,12 @@ class OLNRPN(RPN):
 @torch.no_grad()
 def _log_recall(proposals, gt_instances):
     """Share of the objects of the batch that a proposal overlaps with IoU 0.5 or more."""
-    found = num_gt = 0
+    found = []
     for proposals_i, gt_i in zip(proposals, gt_instances):
-        num_gt += len(gt_i)
-        if len(gt_i) > 0 and len(proposals_i) > 0:
+        if len(proposals_i) > 0:
             iou = retry_if_cuda_oom(pairwise_iou)(gt_i.gt_boxes, proposals_i.proposal_boxes)
-            found += (iou.max(dim=1).values >= 0.5).sum().item()
+            found.append((iou.max(dim=1).values >= 0.5).to(gt_i.gt_boxes.device))
+    num_gt = sum(map(len, gt_instances))
     if num_gt > 0:
-        get_event_storage().put_scalar("rpn/proposal_recall", found / num_gt)
+        num_found = torch.cat(found).sum().item() if found else 0
+        get_event_storage().put_scalar("rpn/proposal_recall", num_found / num_gt)
