@@ -1,13 +1,19 @@
 """
-Train OLN-Box with torch and torchvision alone and evaluate it. Defaults are the paper's settings.
-For many GPUs and more settings use train_net.py.
+Train OLN-Box with PyTorch Lightning, without Detectron2, and evaluate it. Defaults are the paper's
+settings. What the options are called, with _ for -, a YAML file can hold, too (--config); options
+on the command line go before it.
 """
 
 import argparse
+import difflib
 import logging
 import os
+from inspect import signature
+from typing import Any
 
-from oln_d2.commands.arguments import add_seen, pick
+from oln_d2.checks import InputError, needs
+from oln_d2.commands.arguments import add_seen
+from oln_d2.files import StrPath
 
 HELP = "train OLN-Box on COCO-format data, without Detectron2"
 GOES_ON = "the same command with --resume goes on from the last checkpoint"
@@ -15,73 +21,143 @@ EXAMPLES = """\
 examples:
   oln-d2 train --train-json train.json --images train/ --seen cat,dog \\
       --val-json val.json --val-images val/ --depth 18 --min-size 480 640 --max-size 1000 \\
-      --batch-size 4 --amp
+      --batch-size 4
+  oln-d2 train --config configs/standalone/small.yaml --train-json train.json --images train/ \\
+      --split voc --more-data rivets.json rivets/ rivet,bolt
   torchrun --nproc_per_node 8 -m oln_d2 train --train-json instances_train2017.json \\
       --images train2017/ --split voc --amp
 """
+# Of `build_detector`; the others belong to the key `model` of a YAML file.
+MODEL = ("backbone", "depth", "min_size", "max_size")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--train-json", required=True, metavar="FILE", help="annotations, COCO format"
+    # What is not given has the defaults of the function `train`, which the texts repeat.
+    parser.argument_default = argparse.SUPPRESS
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="YAML: options by name, and the model's under `model:`")
+    add("--train-json", metavar="FILE", help="annotations, COCO format")
+    add("--images", metavar="DIR", help="the folder of their images")
+    add_seen(parser)
+    add(
+        "--more-data",
+        nargs=3,
+        action="append",
+        metavar=("FILE", "DIR", "SEEN"),
+        help="another data set, with its own categories: a split, names with commas or a file; may "
+        "be given several times. What one set does not annotate is no negative",
     )
-    parser.add_argument("--images", required=True, metavar="DIR", help="the folder of their images")
-    add_seen(parser, required=True)
-    parser.add_argument(
-        "--val-json", metavar="FILE", help="evaluate on these annotations at the end"
+    add(
+        "--data-weights",
+        type=float,
+        nargs="+",
+        metavar="X",
+        help="how often images of each data set are drawn (default: each image equally often)",
     )
-    parser.add_argument("--val-images", metavar="DIR", help="the folder of their images")
-    parser.add_argument(
-        "--output", default="output/train", metavar="DIR", help="default %(default)s"
+    add("--val-json", metavar="FILE", help="evaluate on these annotations at the end")
+    add("--val-images", metavar="DIR", help="the folder of their images")
+    add("--output", metavar="DIR", help="default output/train")
+
+    model = parser.add_argument_group("model")
+    add = model.add_argument
+    add("--depth", type=int, help="of the ResNet: 10, 18, 34, 50 or 101, default 50")
+    add(
+        "--backbone", metavar="NAME", help="a model of timm, such as tf_efficientnet_lite0, instead"
     )
-    parser.add_argument(
-        "--depth",
-        type=int,
-        default=50,
-        help="of the ResNet: 10, 18, 34, 50 or 101, default %(default)s",
-    )
-    parser.add_argument(
+    add(
         "--scratch",
         action="store_true",
-        help="no ImageNet weights are fetched; the whole model learns, with group norm",
+        help="no pretrained weights are fetched; the whole model learns, with group norm",
     )
-    parser.add_argument(
-        "--weights", metavar="FILE", help="start from this checkpoint of either runtime"
+    add(
+        "--weights",
+        metavar="NAME|FILE",
+        help="go on from this checkpoint of either runtime or name of the model zoo, with other "
+        "data too",
     )
-    parser.add_argument(
+    add(
+        "--weights-backbone",
+        metavar="FILE",
+        help="ImageNet weights of the backbone (default: fetched)",
+    )
+    add(
         "--min-size",
         type=int,
         nargs="+",
-        default=[800],
         metavar="PX",
         help="length of the shorter image side; of several, training draws one, the last is for "
         "testing (default 800)",
     )
-    parser.add_argument(
-        "--max-size",
+    add("--max-size", type=int, metavar="PX", help="of the longer side (default 1333)")
+
+    schedule = parser.add_argument_group("schedule")
+    add = schedule.add_argument
+    add("--epochs", type=float, metavar="N", help="default 8")
+    add("--batch-size", type=int, metavar="N", help="of all processes (default 16)")
+    add(
+        "--accumulate",
         type=int,
-        default=1333,
-        metavar="PX",
-        help="of the longer side (default %(default)s)",
-    )
-    parser.add_argument("--epochs", type=float, default=8, metavar="N", help="default %(default)s")
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=16,
         metavar="N",
-        help="of all processes (default %(default)s)",
+        help="parts that a batch is computed in, for less memory (default 1)",
     )
-    parser.add_argument("--lr", type=float, help="default 0.02 for 16 images, in proportion")
-    parser.add_argument(
-        "--warmup", type=int, default=500, metavar="N", help="iterations, default %(default)s"
+    add("--lr", type=float, help="default 0.02 for 16 images, in proportion")
+    add("--warmup", type=int, metavar="N", help="iterations, default 500")
+    add("--schedule", choices=["step", "cosine"], help="of the rate, default step, the paper's")
+    add("--clip", type=float, metavar="X", help="largest norm of the gradients (default: any)")
+    add(
+        "--ema",
+        type=float,
+        metavar="DECAY",
+        help="evaluate and keep a moving average of the weights, such as 0.999",
     )
-    parser.add_argument("--amp", action="store_true", help="half precision, on a GPU")
-    parser.add_argument("--device", help="default cuda if there is one, else cpu")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="that load images")
-    parser.add_argument("--checkpoint-every", type=int, default=500, metavar="N", help="iterations")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
+    add("--seed", type=int, help="default 0")
+
+    images = parser.add_argument_group("images")
+    add = images.add_argument
+    add(
+        "--scale-jitter",
+        type=float,
+        nargs=2,
+        metavar=("LEAST", "GREATEST"),
+        help="factor of the image size, drawn for each image; what is too large is cut off",
+    )
+    add(
+        "--no-group-by-aspect",
+        dest="group_by_aspect",
+        action="store_false",
+        help="images of any shape share batches",
+    )
+    add("--workers", type=int, metavar="N", help="processes that load images (default 2)")
+
+    machine = parser.add_argument_group("machine")
+    add = machine.add_argument
+    add("--device", help="default cuda if there is one, else cpu")
+    add("--devices", type=int, metavar="N", help="processes, one a GPU (default 1)")
+    add("--num-nodes", type=int, metavar="N", help="machines, as of SLURM (default 1)")
+    add(
+        "--precision",
+        choices=["float32", "auto", "bfloat16", "float16"],
+        help="default float32; auto: bfloat16 mixed with it where the device computes that",
+    )
+    add("--amp", action="store_true", help="the same as --precision float16, on a GPU")
+    add(
+        "--channels-last",
+        action="store_true",
+        help="the order in memory in which convolutions may be faster",
+    )
+
+    run = parser.add_argument_group("run")
+    add = run.add_argument
+    add("--checkpoint-every", type=int, metavar="N", help="iterations, default 500")
+    add("--evaluate-every", type=int, metavar="N", help="iterations (default: at the end only)")
+    add("--patience", type=int, metavar="N", help="end after N evaluations without a better one")
+    add(
+        "--loggers",
+        nargs="+",
+        metavar="NAME",
+        help="of csv (default), tensorboard, wandb and mlflow",
+    )
+    add(
         "--resume",
         action="store_true",
         help="go on from the checkpoint in --output, if there is one",
@@ -91,30 +167,82 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from oln_d2.standalone import train
 
-    is_main = os.environ.get("RANK", "0") == "0"
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    for name in ("run", "goes_on"):
+        given.pop(name)
+    if recipe := given.pop("config", None):
+        recipe = _read_recipe(recipe)
+        for name in ("split", "seen"):  # one of them
+            if name in given:
+                recipe = {n: value for n, value in recipe.items() if n not in ("split", "seen")}
+        model = {**recipe.pop("model", {}), **{n: given[n] for n in MODEL if n in given}}
+        given = {**recipe, **given}
+    else:
+        model = {n: given[n] for n in MODEL if n in given}
+    options = {name: value for name, value in given.items() if name not in MODEL}
+    for name in ("train_json", "images"):
+        if name not in options:
+            raise InputError(f"--{name.replace('_', '-')} is missing; give the training data")
+    split = options.pop("split", None) or options.pop("seen", None)
+    if not split:
+        raise InputError("--split or --seen is missing; give the categories that are annotated")
+    output = options.setdefault("output", "output/train")
+    is_main = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
     if is_main:  # which images and objects are left out, and why
         logging.basicConfig(format="%(message)s")
         logging.getLogger("oln_d2").setLevel(logging.INFO)
-    config = {"depth": args.depth, "min_size": tuple(args.min_size), "max_size": args.max_size}
-    weights_backbone = None
-    if args.scratch:
-        config.update(norm="GN", trainable_backbone_layers=5, ltrb_init=0.5)
-    elif args.weights is None:
-        weights_backbone = "IMAGENET1K_V1"
-    result = train(
-        args.train_json,
-        args.images,
-        args.split or args.seen,
-        args.output,
-        config=config,
-        weights_backbone=weights_backbone,
-        **pick(
-            args,
-            "val_json val_images weights epochs batch_size lr warmup amp device workers "
-            "checkpoint_every seed resume",
-        ),
-    )
+    timm = model.get("backbone")
+    if options.pop("scratch", False):
+        learning = {"norm": "BN", "fpn_norm": "GN"} if timm else {"norm": "GN"}
+        model = {**learning, "trainable_backbone_layers": 5, "ltrb_init": 0.5, **model}
+    elif "weights" in options:
+        options["weights"] = _found(options["weights"])
+    else:
+        options.setdefault("weights_backbone", "DEFAULT" if timm else "IMAGENET1K_V1")
+    result = train(options.pop("train_json"), options.pop("images"), split, config=model, **options)
     if result is not None:
         print(result)
     if is_main:
-        print(f"The model is {os.path.join(args.output, 'model_final.pth')}.")
+        print(f"The model is {os.path.join(output, 'model_final.pth')}.")
+
+
+def _read_recipe(path: StrPath) -> dict[str, Any]:
+    """The options in a YAML file, by their names in Python."""
+    from oln_d2.standalone import train
+
+    with needs("--config", "train"):
+        import yaml
+    try:
+        with open(os.path.expanduser(path), encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no options by name, such as `epochs: 8`")
+    options = {str(name).replace("-", "_"): value for name, value in content.items()}
+    known = {*signature(train).parameters, *MODEL, "seen", "scratch", "model"} - {"config"}
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1) or ["model"]
+            raise InputError(f"{path}: {name} is no option of train; near it: {near[0]}")
+    if not isinstance(options.get("model", {}), dict):
+        raise InputError(f"{path}: model holds no settings by name, such as `depth: 18`")
+    return options
+
+
+def _found(weights: str) -> str:
+    """The file of weights that are given by their name in the model zoo."""
+    if os.path.isfile(weights) or not weights.endswith(".yaml"):
+        return weights
+    import torch
+
+    from oln_d2.model_zoo import get_checkpoint_url
+
+    url = get_checkpoint_url(weights)
+    path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
+    if not os.path.isfile(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        torch.hub.download_url_to_file(url, path)
+    return path

@@ -100,7 +100,8 @@ def train(
             default: each image equally often.
         val_json, val_images: data to evaluate on, with all categories; what counts as seen are the
             categories of all training data together.
-        config: arguments of :func:`build_detector`, plain values.
+        config: arguments of :func:`build_detector`, plain values. Those that are not given are as
+            `weights` say, if they do.
         weights: a checkpoint to start from.
         weights_backbone: weights of the backbone to start from, see :func:`build_detector`.
         epochs: how often each image is seen.
@@ -209,13 +210,16 @@ def train(
         raise InputError(
             f"{path}: exists; resume the run (--resume) or choose another output folder"
         )
-    if resumed:
-        weights = weights_backbone = None
     sources = [Source(train_json, images, split), *(Source(*source) for source in more_data)]
     names = [seen_names(source.seen) for source in sources]
     if len(set(map(frozenset, names))) > 1 and "objectness_negatives" in DEFAULTS[architecture]:
         config.setdefault("objectness_negatives", False)
 
+    if weights is not None:
+        # A model that goes on is built as it was, unless something else is asked for.
+        config = {**read_own_checkpoint(path if resumed else weights).get("config", {}), **config}
+    if resumed:
+        weights = weights_backbone = None
     max_size = {**DEFAULTS[architecture], **config}["max_size"]
     dataset = CocoImages(sources, max_size, training=True)
     iterations = max(round(epochs * len(dataset) / batch_size), 1)
