@@ -391,8 +391,8 @@ class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
             kept = slice(self.detections_per_img)
             return [{name: v[kept] for name, v in result.items()} for result in results], {}
 
-        # As indices, found once: each choice by bools makes the CPU wait for the GPU. A row more for
-        # images without objects, where all matches are 0.
+        # As indices, found once: each choice by bools makes the CPU wait for the GPU. An image
+        # without objects gets a row that is none: all its matches are 0.
         positive = (torch.cat(labels) > 0).nonzero().squeeze(1)
         gt_boxes = [F.pad(boxes, (0, 0, 0, 1))[match] for boxes, match in zip(gt_boxes, matches)]
         gt_boxes = torch.cat(gt_boxes)[positive]
