@@ -369,8 +369,15 @@ def test_half_precision():
     """Mixed precision must train every parameter, and find what full precision finds."""
     model = standalone_model(min_size=128, max_size=192)
     image = [torch.rand(3, 128, 192)]
+    dtypes = {}
+    for name in ("backbone.body.layer1", "rpn.head.cls_logits", "rpn.head.bbox_pred"):
+        model.get_submodule(name).register_forward_hook(
+            lambda module, args, out, name=name: dtypes.update({name: out.dtype})
+        )
     with torch.autocast("cpu", torch.bfloat16):
         (half,) = model(image)
+        # Frozen norms must not give the memory away again; scores and sides must not be rounded.
+        assert [*dtypes.values()] == [torch.bfloat16, torch.float32, torch.float32]
         losses = model.train()(image, [{"boxes": GT[0]}])
     sum(losses.values()).backward()
     assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
@@ -380,6 +387,39 @@ def test_half_precision():
 
     best = box_iou(full["boxes"][:50], half["boxes"]).amax(dim=1)
     assert best.median() > 0.9
+
+
+def test_channels_last():
+    """The layout that GPUs are fast with must give the same boxes, losses and gradients."""
+    image = [torch.rand(3, 128, 160)]
+    runs = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        model = standalone_model(min_size=128, max_size=160).to(memory_format=memory_format)
+        (found,) = model(image)
+        torch.manual_seed(0)
+        losses = model.train()(image, [{"boxes": GT[0][:1]}])
+        sum(losses.values()).backward()
+        runs.append((found, losses, model.backbone.body.conv1.weight.grad))
+    (found, losses, grad), (same_found, same_losses, same_grad) = runs
+    match(found, same_found["boxes"], same_found["scores"], 160)
+    for name, loss in losses.items():
+        close(loss.detach(), same_losses[name].detach(), rtol=1e-4)
+    close(grad, same_grad, rtol=1e-3, atol=1e-3 * grad.abs().max().item())
+
+
+def test_gradient_of_pooled_features():
+    """The gradient must reach the level that an RoI was pooled from, and no other."""
+    from oln_d2.standalone.models import RoIAlign
+
+    torch.manual_seed(0)
+    shapes = [(1, 2, 128 // 2**i, 128 // 2**i) for i in range(4)]
+    levels = [torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    small, large = [10.0, 20, 60, 70], [5.0, 5, 505, 500]
+    pooled = RoIAlign(2)(levels, [torch.tensor([small, large, small])])
+    grads = torch.autograd.grad((pooled * torch.arange(3)[:, None, None, None]).sum(), levels)
+    # Each value of an RoI is an average, of weights that sum up to 1: 0 + 2 times 2 x 2 x 2 values
+    # of the small one, 1 time those of the large one.
+    assert [grad.sum().item() for grad in grads] == pytest.approx([16, 0, 0, 8])
 
 
 def test_no_proposals():

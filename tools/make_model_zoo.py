@@ -30,7 +30,7 @@ GROUPS = {
     "references": "Class-agnostic detectors to compare with, of Detectron2's parts",
     "ablations": "OLN-Box with one thing changed",
     "datasets": "OLN-Box on other data and splits",
-    "cpu": "Small enough to learn from scratch on a CPU: to try things out, not to compare",
+    "cpu": "Small enough to train on a CPU: to try things out, not to compare",
 }
 
 

@@ -13,21 +13,21 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import BasicBlock
-from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from oln_d2.checks import POSITIVE_INT, InputError, Limit, check_limits, one_of
 from oln_d2.files import StrPath
 from oln_d2.masks import MaskScoreHead
 from oln_d2.standalone.checkpoint import load_checkpoint, load_parameters, read_own_checkpoint
-from oln_d2.standalone.models import OLNBox, RoIAlign, SquareAnchors, Transform
+from oln_d2.standalone.models import FrozenNorm, OLNBox, RoIAlign, SquareAnchors, Transform
 from oln_d2.standalone.timm_features import TimmFeatures
 
 # Depths of the ResNet, and the channels of its first stage.
 CHANNELS = {10: 32, 18: 64, 34: 64, 50: 256, 101: 256}
 GROUPS = 32  # of group norm
 NORMS = {
-    "FrozenBN": FrozenBatchNorm2d,
+    "FrozenBN": FrozenNorm,
     "BN": nn.BatchNorm2d,
     "GN": partial(nn.GroupNorm, GROUPS),
 }

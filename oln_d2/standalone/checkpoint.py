@@ -4,18 +4,20 @@ wrote them; each ignores what else the other one keeps in the file.
 """
 
 import contextlib
+import json
 import os
 import pickle
 import re
 import zipfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from oln_d2.checks import InputError
+from oln_d2.checks import InputError, needs
 from oln_d2.files import StrPath, write_whole
 from oln_d2.standalone.names import detectron2_name, is_public
 
@@ -30,7 +32,6 @@ _OTHER_FILES = {
     "this name; open its address in a browser and fetch the file again",
     rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar": "an archive; unpack it and give the "
     "checkpoint in it",
-    rb".{8}\{\"": "safetensors; write its tensors with torch.save",
     rb"\x89HDF": "HDF5, as Keras writes it; give a checkpoint of PyTorch",
     rb"\x08.\x12": "ONNX, not a checkpoint; only `propose` and oln_d2.load take it, under a name "
     "that ends in .onnx",
@@ -38,6 +39,7 @@ _OTHER_FILES = {
     rb"(?!\(d|c\w+\n)[\t\r\n -~]+\Z": "text, not a checkpoint; give one, e.g. "
     "output/model_final.pth",
 }
+_SAFETENSORS = re.compile(rb".{8}\{\"", re.DOTALL)  # how its files begin: a length, then JSON
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before version 1.6
 # Where the parameters are; the average (EMA) is taken where there is nothing else.
 _HOMES = ("state_dict", "model", "model_state_dict", "model_state", "module", "blobs")
@@ -51,12 +53,12 @@ def read_checkpoint(path: StrPath) -> dict[str, Any]:
 
     Args:
         path: a checkpoint of Detectron2 (also the `.pkl` of its model zoo), of this runtime or of
-            mmdet, or a bare state dict. Of a file that holds a model and its average (EMA) the
-            model is taken.
+            mmdet, or a bare state dict; pickled or safetensors. Of a file that holds a model and
+            its average (EMA) the model is taken.
 
     Returns:
         its content, with the parameters under "model", as tensors, and without the prefixes of
-        DistributedDataParallel and torch.compile.
+        DistributedDataParallel and torch.compile; and of a detector's own file "config".
 
     Raises:
         InputError: no such file, not a checkpoint, one that is not complete, one that holds more
@@ -105,6 +107,8 @@ def _read(file, path):
     for pattern, what in _OTHER_FILES.items():
         if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
             raise InputError(f"{path}: is {what}")
+    if _SAFETENSORS.match(head):
+        return _read_safetensors(file, path)
     zipped = head.startswith(b"PK")
     if zipped:
         _check_archive(file, path)
@@ -124,6 +128,22 @@ def _read(file, path):
             f"{path}: holds {held[1]}; pickled code is not executed. Where it was made, write it "
             "again with nothing but tensors: torch.save(model.state_dict(), FILE)"
         ) from None
+
+
+def _read_safetensors(file, path):
+    with needs(path, "torch"):
+        from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(file, framework="pt") as opened:
+            parameters = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            config = json.loads((opened.metadata() or {}).get("config", "null"))
+    except (SafetensorError, ValueError, OSError):
+        raise InputError(f"{path}: is damaged or not complete; fetch or write it again") from None
+    if not isinstance(config, dict):  # of another program
+        return {"model": parameters}
+    # JSON has no tuples, and a config no lists.
+    config = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
+    return {"model": parameters, "config": config}
 
 
 def _check_archive(file, path):
@@ -274,28 +294,40 @@ def save_checkpoint(model: nn.Module, path: StrPath, **more: Any) -> None:
 
     Args:
         model: made by :func:`build_detector`.
-        path: Detectron2 takes it as MODEL.WEIGHTS.
-        more: plain values and tensors to write beside the parameters.
+        path: Detectron2 takes it as MODEL.WEIGHTS. A name that ends in .safetensors gives such a
+            file, with `model.config` as JSON under "config" in its metadata.
+        more: plain values and tensors to write beside the parameters, not into .safetensors.
 
     Raises:
         InputError: it cannot be written there.
+        ImportError: safetensors is needed and missing.
     """
     parameters = {detectron2_name(name): tensor for name, tensor in model.state_dict().items()}
-    write_checkpoint({"model": parameters, "config": model.config, **more}, path)
+    write_checkpoint(path, parameters, config=model.config, **more)
 
 
-def write_checkpoint(content: dict[str, Any], path: StrPath) -> None:
-    """
-    Write plain values and tensors; all or nothing.
-
-    Raises:
-        InputError: it cannot be written there.
-    """
-    # To an open file, whose errors say what is wrong, unlike torch's.
+def write_checkpoint(path: StrPath, parameters: dict[str, torch.Tensor], **more: Any) -> None:
+    """:func:`save_checkpoint` of parameters under Detectron2's names; `more` may hold "config"."""
+    if os.fspath(path).endswith(".safetensors"):
+        content = _safetensors(path, parameters, **more)
+        with write_whole(path) as temporary:
+            Path(temporary).write_bytes(content)
+        return
     with write_whole(path) as temporary, open(temporary, "wb") as file:
+        # To an open file, whose errors say what is wrong, unlike torch's.
         try:
-            torch.save(content, file)
+            torch.save({"model": parameters, **more}, file)
         except RuntimeError as error:  # older versions of torch say something else after that
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+
+
+def _safetensors(path, parameters, config=None, **more):
+    """The bytes of such a file."""
+    if more:
+        raise InputError(f"{path}: safetensors cannot hold {', '.join(more)}; name it .pth")
+    with needs(path, "torch"):
+        from safetensors.torch import save
+    parameters = {name: tensor.contiguous() for name, tensor in parameters.items()}
+    return save(parameters, {"config": json.dumps(config)})

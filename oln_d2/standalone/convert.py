@@ -1,22 +1,25 @@
-"""Checkpoints of the authors' code (mmdet), made ones of ours."""
+"""Checkpoints of the authors' code (mmdet), of Detectron2 and of timm, made ones of ours."""
 
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from oln_d2.checks import InputError
 from oln_d2.files import StrPath, check_output
-from oln_d2.standalone.build import build_detector
-from oln_d2.standalone.checkpoint import read_checkpoint, save_checkpoint
+from oln_d2.standalone.build import build_detector, load_detector
+from oln_d2.standalone.checkpoint import read_checkpoint, save_checkpoint, write_checkpoint
 from oln_d2.standalone.names import (
     PUBLIC_SCORES,
+    TIMM,
     detectron2_name,
     is_public,
     public_name,
     standalone_name,
 )
+from oln_d2.standalone.timm_features import TimmFeatures
 
 _UNUSED = re.compile(r"(rpn_head\.rpn_cls|bbox_head\.fc_cls)\.|\.num_batches_tracked$")
 _LTRB_OF_TBLR = [2, 0, 3, 1]  # their order is top, bottom, left, right
@@ -28,10 +31,9 @@ _DEPTHS = {
     ((3, 4, 6, 3), True): 50,
     ((3, 4, 23, 3), True): 101,
 }
+_OURS = "roi_heads.box_predictor.box_score.weight"
 # A name that only such a file has, and what the file seems to be; the first that fits.
 _OTHER_FILES = {
-    "roi_heads.box_predictor.box_score.weight": "an OLN-Box that is under our names already; both "
-    "runtimes take it as it is",
     "backbone.bottom_up.stem.conv1.weight": "another detector of Detectron2; train OLN-Box, or "
     "convert the authors' file",
     "backbone.body.conv1.weight": "a state dict of a torchvision detector; save an OLN-Box with "
@@ -73,15 +75,18 @@ def convert_public_state_dict(
     return converted, unused
 
 
-def convert_checkpoint(source: StrPath, target: StrPath) -> tuple[nn.Module, list[str]]:
+def convert_checkpoint(
+    source: StrPath, target: StrPath, config: dict[str, Any] | None = None
+) -> tuple[nn.Module, list[str]]:
     """
-    Make a checkpoint of the authors' OLN-Box one of ours, for both runtimes:
-    `load_detector(target)`, or `MODEL.WEIGHTS target`. How the model is built is inferred from
-    names and shapes.
+    Write a checkpoint that describes itself, for both runtimes: `load_detector(target)`, or
+    `MODEL.WEIGHTS target`.
 
     Args:
-        source: a file of the authors' code, or a bare state dict under its names.
-        target: the file to write.
+        source: of the authors' OLN-Box, a file of theirs, or a bare state dict under its names: how
+            the model is built is inferred from names and shapes. Or one of ours.
+        target: the file to write, see :func:`save_checkpoint`.
+        config: see :func:`load_detector`, for a checkpoint of Detectron2.
 
     Returns:
         the detector, with the weights, in inference mode; and the names that were not used, see
@@ -93,7 +98,12 @@ def convert_checkpoint(source: StrPath, target: StrPath) -> tuple[nn.Module, lis
     """
     source, target = os.path.expanduser(source), os.path.expanduser(target)
     check_output(target, [source])
-    state_dict = read_checkpoint(source)["model"]
+    content = read_checkpoint(source)
+    state_dict = content["model"]
+    if config or isinstance(content.get("config"), dict) or _OURS in state_dict:
+        model = load_detector(source, config)
+        save_checkpoint(model, target)
+        return model, []
     try:
         config = _detector_config(state_dict)
         model = build_detector(**config)
@@ -104,6 +114,25 @@ def convert_checkpoint(source: StrPath, target: StrPath) -> tuple[nn.Module, lis
     model.load_state_dict({name: converted[detectron2_name(name)] for name in model.state_dict()})
     save_checkpoint(model, target)
     return model.eval(), unused
+
+
+def convert_backbone(source: StrPath, target: StrPath, backbone: str) -> None:
+    """
+    Write pretrained weights of a model of timm as Detectron2's MODEL.WEIGHTS for a training with
+    `build_timm_fpn_backbone`. (The standalone runtime takes them as `weights_backbone`.)
+
+    Args:
+        source, backbone: `weights` and `name` of :class:`TimmFeatures`.
+        target: the file to write.
+
+    Raises:
+        InputError: see :class:`TimmFeatures`; or `target` cannot be written.
+    """
+    source, target = os.path.expanduser(source), os.path.expanduser(target)
+    check_output(target, [source])
+    features = TimmFeatures(backbone, weights=source)
+    parameters = {TIMM + name: tensor for name, tensor in features.timm.state_dict().items()}
+    write_checkpoint(target, parameters)
 
 
 def _detector_config(state_dict):

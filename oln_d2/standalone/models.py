@@ -16,7 +16,13 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import batched_nms, clip_boxes_to_image, nms, roi_align
+from torchvision.ops import (
+    FrozenBatchNorm2d,
+    batched_nms,
+    clip_boxes_to_image,
+    nms,
+    roi_align,
+)
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from oln_d2.checks import InputError
@@ -54,6 +60,16 @@ SCORE_BATCH_SIZE = 256
 BOX_LOSS_WEIGHT = 10.0  # of the first stage
 
 DIVERGED = "training has diverged; lower the learning rate or lengthen its warm-up"
+
+
+class FrozenNorm(FrozenBatchNorm2d):
+    """torchvision's `FrozenBatchNorm2d` that keeps half precision, instead of making it float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        scale, shift = (value[:, None, None].to(x.dtype) for value in (scale, shift))
+        return x * scale + shift
 
 
 class Transform(GeneralizedRCNNTransform):
@@ -150,7 +166,7 @@ class Transform(GeneralizedRCNNTransform):
             boxes = detections["boxes"]
             scale = boxes.new_tensor([new[1] / old[1], new[0] / old[0]]).repeat(2)
             detections["boxes"] = clip_boxes_to_image(boxes * scale, new)
-            keep = has_area(detections["boxes"])
+            keep = has_area(detections["boxes"]).nonzero().squeeze(1)
             detections.update({key: value[keep] for key, value in detections.items()})
             if "masks" in detections:
                 detections["masks"] = paste_masks(detections["masks"], detections["boxes"], *new)
@@ -186,8 +202,10 @@ class StandaloneRPNHead(RPNHead):
     """torchvision's `RPNHead`, hidden features L2-normalised before the two predictions."""
 
     def forward(self, x):
-        hidden = [F.normalize(self.conv(features), dim=1) for features in x]
-        return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
+        hidden = [F.normalize(self.conv(features).float(), dim=1) for features in x]
+        # In float32: half precision ties scores and moves sides.
+        with torch.autocast(hidden[0].device.type, enabled=False):
+            return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
 
 
 class StandaloneRPN(detection.rpn.RegionProposalNetwork):
@@ -249,8 +267,9 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
 
     def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
         """The proposals of :meth:`forward`, of boxes (N, R, 4), not clipped, and logits (N, R)."""
-        levels = [torch.full((n,), i) for i, n in enumerate(num_anchors_per_level)]
-        levels = torch.cat(levels).to(proposals.device)
+        device = proposals.device
+        levels = [torch.full((n,), i, device=device) for i, n in enumerate(num_anchors_per_level)]
+        levels = torch.cat(levels)
         best = self._get_top_n_idx(objectness, num_anchors_per_level)
         top_n, iou = self.post_nms_top_n(), self.nms_thresh
         settings = {
@@ -313,7 +332,7 @@ class RoIAlign(nn.Module):
                 sampling_ratio=0,
                 aligned=True,
             )
-            pooled = pooled.index_put((index,), at_level)
+            pooled.index_put_((index,), at_level)  # in place: each copy is as large as all RoIs
         return pooled
 
 
@@ -372,13 +391,16 @@ class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
             kept = slice(self.detections_per_img)
             return [{name: v[kept] for name, v in result.items()} for result in results], {}
 
-        positive = torch.cat(labels) > 0
-        gt_boxes = torch.cat([b[m[n > 0]] for b, m, n in zip(gt_boxes, matches, labels)])
+        # As indices, found once: each choice by bools makes the CPU wait for the GPU. An image
+        # without objects gets a row that is none: all its matches are 0.
+        positive = (torch.cat(labels) > 0).nonzero().squeeze(1)
+        gt_boxes = [F.pad(boxes, (0, 0, 0, 1))[match] for boxes, match in zip(gt_boxes, matches)]
+        gt_boxes = torch.cat(gt_boxes)[positive]
         # Of the RoI as it came, not as the deltas refine it.
         iou = aligned_iou(torch.cat(boxes)[positive], gt_boxes)
         deltas = torch.cat(deltas)[positive]
         # Divided by all sampled RoIs, so that each positive has the same influence in every batch.
-        num_rois = max(len(positive), 1)
+        num_rois = max(len(scores), 1)
         return [], {
             "loss_box_score": quality_loss(scores[positive], iou) / num_rois,
             "loss_box_reg": (pred_deltas[positive] - deltas).abs().sum() / num_rois,
@@ -394,6 +416,7 @@ class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
             OBJECTNESS.attribute: proposals[OBJECTNESS.attribute],
             BOX_SCORE.attribute: iou,
         }
+        finite = finite.nonzero().squeeze(1)
         detections = {name: value[finite] for name, value in detections.items()}
         keep = nms(detections["boxes"], detections["scores"], self.nms_thresh)
         return {name: value[keep] for name, value in detections.items()}

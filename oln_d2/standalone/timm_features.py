@@ -1,7 +1,6 @@
 """Models of timm as backbones, for both runtimes."""
 
 import difflib
-import re
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +41,9 @@ class TimmFeatures(nn.Module):
         self, name: str, norm: str = "FrozenBN", freeze_at: int = 0, weights: StrPath | None = None
     ):
         super().__init__()
-        self.timm = _create(name, weights)
+        self.timm = _create(name)
+        if weights is not None:
+            _load(self.timm, name, weights)
         info = self.timm.feature_info
         last = {reduction: i for i, reduction in enumerate(info.reduction())}
         if not last.keys() >= set(STRIDES):
@@ -53,8 +54,8 @@ class TimmFeatures(nn.Module):
             with torch.no_grad():
                 features = self.timm.eval()(torch.zeros(1, 3, 64, 96))
         except Exception as error:  # takes squares only, for instance
-            reason = " ".join(str(error).split())[:200]
-            raise _unfit(name, f"of an image of 64 x 96 pixels it says: {reason}") from None
+            reason = f"of an image of 64 x 96 pixels it says: {_first_line(error)}"
+            raise _unfit(name, reason) from None
         shapes = [tuple(features[i].shape) for i in self.indices]
         if shapes != [(1, c, 64 // s, 96 // s) for c, s in zip(self.channels, STRIDES)]:
             raise _unfit(name, f"its features of 64 x 96 pixels are {shapes}")
@@ -87,7 +88,7 @@ class TimmFeatures(nn.Module):
         return {str(i): features[index] for i, index in enumerate(self.indices)}
 
 
-def _create(name, weights):
+def _create(name):
     with needs(f"the backbone {name}", "timm"):
         import timm
     if not timm.is_model(name):
@@ -96,24 +97,10 @@ def _create(name, weights):
             f"backbone is {name}, which is no model of timm; near it: "
             f"{', '.join(near) or 'tf_efficientnet_lite0'}"
         )
-    pretrained = {}
-    if weights == "DEFAULT":
-        pretrained = {"pretrained": True}
-    elif weights is not None:
-        overlay = {"state_dict": _state_dict(name, timm.create_model(name), weights)}
-        pretrained = {"pretrained": True, "pretrained_cfg_overlay": overlay}
     try:
-        net = timm.create_model(name, features_only=True, **pretrained)
-    except Exception as error:  # timm and its hub raise all kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        if weights is None:
-            raise _unfit(name, reason) from None
-        raise InputError(
-            f"the pretrained weights of {name} cannot be had ({reason}); give a file of them as "
-            'weights_backbone ("DEFAULT" fetches them), or train from scratch with norm BN'
-        ) from None
-    net.pretrained_cfg.pop("state_dict", None)  # a second copy
-    return net
+        return timm.create_model(name, features_only=True)
+    except Exception as error:  # timm raises all kinds
+        raise _unfit(name, _first_line(error)) from None
 
 
 def _unfit(name, reason):
@@ -123,28 +110,46 @@ def _unfit(name, reason):
     )
 
 
-def _state_dict(name, classifier, path):
-    """The tensors of a file under the names of timm's `classifier`."""
+def _first_line(error):
+    return " ".join(str(error).split()).partition(". ")[0][:200]
 
-    def without_counters(tensors):
-        return {n: t for n, t in tensors.items() if not n.endswith("num_batches_tracked")}
 
-    found = without_counters(read_checkpoint(path)["model"])
-    wanted = without_counters(classifier.state_dict())
-    heads = classifier.pretrained_cfg.get("classifier") or ()
-    heads = (heads,) if isinstance(heads, str) else heads
-    body = {n: t for n, t in wanted.items() if n.rpartition(".")[0] not in heads}
-    if all(n in found and found[n].shape == t.shape for n, t in body.items()):
-        return found
-    ours, theirs = list(wanted.values()), list(found.values())
-    if [t.shape for t in ours] == [t.shape for t in theirs]:
-        return dict(zip(wanted, theirs))
-    missing = next(n for n, t in body.items() if n not in found or found[n].shape != t.shape)
-    raise InputError(
-        f"{path}: does not hold the weights of timm's {name}: it has {len(found)} tensors, timm's "
-        f"{len(wanted)}, and {missing} is missing or of another shape; give a state dict of this "
-        "model"
-    )
+def _load(net, name, weights):
+    """Load pretrained weights of the classifier `name` into `net`, its features."""
+    import timm
+
+    if weights == "DEFAULT":
+        try:
+            found = timm.create_model(name, pretrained=True).state_dict()
+        except Exception as error:  # the hub raises all kinds
+            raise InputError(
+                f"the pretrained weights of {name} cannot be fetched ({_first_line(error)}); give "
+                "a file of them instead of DEFAULT, or train from scratch with norm BN"
+            ) from None
+    else:
+        found = _without_counters(read_checkpoint(weights)["model"])
+        wanted = _without_counters(timm.create_model(name).state_dict())
+        shapes = [[tensor.shape for tensor in d.values()] for d in (found, wanted)]
+        if wanted.keys().isdisjoint(found) and shapes[0] == shapes[1]:
+            found = dict(zip(wanted, found.values()))
+    found = {_flat(n): tensor for n, tensor in found.items()}
+    for n, tensor in _without_counters(net.state_dict()).items():
+        if _flat(n) not in found or found[_flat(n)].shape != tensor.shape:
+            raise InputError(
+                f"{weights}: does not hold the weights of timm's {name}: {n} is missing or not of "
+                f"shape {list(tensor.shape)}, and not all tensors are in order those of timm; give "
+                "a state dict of this model"
+            )
+    net.load_state_dict({n: found.get(_flat(n), old) for n, old in net.state_dict().items()})
+
+
+def _without_counters(tensors):
+    return {n: tensor for n, tensor in tensors.items() if not n.endswith("num_batches_tracked")}
+
+
+def _flat(name):
+    """The same for a name in a classifier and in its features, where timm has "_" for some dots."""
+    return name.removeprefix("model.").replace("_", ".")
 
 
 def _stages(ends, net):
@@ -152,13 +157,12 @@ def _stages(ends, net):
     The stage of each module of `net` that has parameters or buffers of its own: 0, the stem; 1 to
     4, which end with the modules `ends`. What follows the end of a stage belongs to the next one.
     """
-    # Where timm flattens modules, "stages.0" is called "stages_0".
-    ends = [re.sub(r"[._]", ".", end) + "." for end in ends]
+    ends = [_flat(end) + "." for end in ends]
     stages, stage, at_end = {}, 0, False
     for path, module in net.named_modules():
         if not (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             continue
-        flat = re.sub(r"[._]", ".", path.removeprefix("model.")) + "."
+        flat = _flat(path) + "."
         inside = next((i for i, end in enumerate(ends, 1) if flat.startswith(end)), None)
         if inside:
             stage, at_end = inside, True

@@ -216,7 +216,8 @@ class WholeFiles(TorchCheckpointIO):
     """A file is written whole or not at all."""
 
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
-        write_checkpoint(checkpoint, path)
+        rest = dict(checkpoint)
+        write_checkpoint(path, rest.pop("model"), **rest)
 
 
 class Progress(callbacks.TQDMProgressBar):

@@ -105,7 +105,7 @@ OTHER_FILES = {
     "json": (b'{"message": "Not Found"}', "is text, not a checkpoint"),
     "gzip": (b"\x1f\x8b\x08\x00rest", "is an archive"),
     "zip": (zipped(), "is a zip archive; unpack it"),
-    "safetensors": (b"\x40\0\0\0\0\0\0\0" + b'{"w":{"dtype":"F32"', "is safetensors"),
+    "cut safetensors": (b"\x40\0\0\0\0\0\0\0" + b'{"w":{"dtype":"F32"', "is damaged"),
     "onnx": (b"\x08\x08\x12\x07pytorch", "is ONNX"),
     "hdf5": (b"\x89HDF\r\n\x1a\n", "is HDF5"),
 }
