@@ -129,6 +129,84 @@ def test_killed_run_resumes(data, tmp_path):
     assert (output / "model_final.pth").is_file()
 
 
+def start(data, output, *settings):
+    return subprocess.Popen(
+        command(output, settings, (), RECIPE),
+        cwd=ROOT,
+        env=environment(data),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kill_after(process, path):
+    """Kill a run in the middle, once the file is there."""
+    try:
+        while not path.is_file():
+            assert process.poll() is None
+            time.sleep(0.1)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def two_sets(data, tmp_path_factory):
+    """
+    KEY VALUE pairs that train on two data sets of the same images, one of dogs and one of persons,
+    in a folder with spaces and colons.
+    """
+    folder = tmp_path_factory.mktemp("two") / "my data: 1"
+    folder.mkdir()
+    annotations = (data / "coco/annotations/instances_train2017.json").read_text()
+    (folder / "ann.json").write_text(annotations)
+    where = f"'{folder}/ann.json', '{data}/coco/train2017'"
+    rows = [f"['{name}', {where}, '{seen}']" for name, seen in (("a", "dog"), ("b", "person"))]
+    where = f"'{data}/coco/annotations/instances_val2017.json', '{data}/coco/val2017'"
+    rows.append(f"['c', {where}, 'dog']")
+    own = ["DATASETS.OWN", f"[{', '.join(rows)}]", "DATASETS.TRAIN", "('a', 'b')"]
+    return [*own, "DATASETS.TEST", "('c',)", "MODEL.OLN.OBJECTNESS_NEGATIVES", "False"]
+
+
+@NEEDS_DETECTRON2
+def test_killed_run_becomes_what_an_unbroken_one_would(data, two_sets, tmp_path):
+    """
+    Else a run on a machine that can be taken away is another experiment each time: other images,
+    scales, samples, rates or averages after a kill. Nor may the number of workers change it.
+    """
+    settings = [*two_sets, "DATASETS.TRAIN_WEIGHTS", "[2.0, 1.0]", "INPUT.SCALE_JITTER"]
+    settings += [
+        "[0.5, 2.0]",
+        "INPUT.MAX_SIZE_TRAIN",
+        96,
+        "SOLVER.EMA_DECAY",
+        0.9,
+        "SOLVER.LR_SCHEDULER_NAME",
+    ]
+    settings += ["WarmupCosineLR", "SOLVER.WARMUP_ITERS", 3, "DATASETS.TEST", "()"]
+    settings += ["SOLVER.CHECKPOINT_PERIOD", 4, "SOLVER.MAX_ITER", 24, "DATALOADER.NUM_WORKERS"]
+    code, log = run(data, tmp_path / "unbroken", *settings, 0)
+    assert code == 0, log
+    assert "a: 5 training images, 66.7% of those drawn" in log
+    assert "b: 4 training images, 33.3% of those drawn" in log
+    broken = tmp_path / "broken"
+    kill_after(start(data, broken, *settings, 2), broken / "last_checkpoint")
+    code, log = run(data, broken, *settings, 2, options=["--resume"])
+    assert code == 0 and "Starting training from iteration 0" not in log, log
+    first, second = (
+        torch.load(folder / "model_final.pth", weights_only=True)
+        for folder in (tmp_path / "unbroken", broken)
+    )
+    average, weights = first["model"], first["trainer"]["hooks"]["EMA"]["model"]
+    for name, tensor in average.items():
+        assert torch.equal(tensor, second["model"][name]), name
+        assert torch.equal(weights[name], second["trainer"]["hooks"]["EMA"]["model"][name]), name
+    assert any(not torch.equal(tensor, weights[name]) for name, tensor in average.items())
+    # To half a period of the cosine, which ends near 0.
+    assert metrics(tmp_path / "unbroken")[-1]["lr"] < 0.01 * 0.02
+
+
 @NEEDS_DETECTRON2
 def test_resumed_run_keeps_the_best_checkpoint(data, trained, tmp_path):
     """A resumed run must not overwrite the best checkpoint with a worse one."""
