@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -205,6 +206,98 @@ def test_killed_run_becomes_what_an_unbroken_one_would(data, two_sets, tmp_path)
     assert any(not torch.equal(tensor, weights[name]) for name, tensor in average.items())
     # To half a period of the cosine, which ends near 0.
     assert metrics(tmp_path / "unbroken")[-1]["lr"] < 0.01 * 0.02
+
+
+@NEEDS_DETECTRON2
+def test_average_is_what_is_evaluated_and_saved(data, two_sets, tmp_path):
+    """Else the numbers of a run are not those of the model that it leaves behind."""
+    from oln_d2.engine.trainer import StrictCheckpointer, Trainer
+    from oln_d2.model_zoo import load_config
+
+    more = "SOLVER.EMA_DECAY 0.99 SOLVER.WARMUP_ITERS 0 SOLVER.BASE_LR 0.1 TEST.EVAL_PERIOD 0"
+    cfg = load_config(
+        ROOT / RECIPE, [*SMALL, *two_sets, *more.split(), "OUTPUT_DIR", str(tmp_path)]
+    )
+    trainer = Trainer(cfg)
+    trainer.resume_or_load()
+    trainer.train()
+    weights, average = trainer.model, Trainer.build_model(cfg)
+    StrictCheckpointer(average).load(str(tmp_path / "model_final.pth"))
+    results = [Trainer.test(cfg, model, Trainer.check_data(cfg)) for model in (weights, average)]
+    evaluated = dict(trainer._last_eval_results["box_all"])
+    assert evaluated == pytest.approx(results[1]["box_all"], nan_ok=True)
+    assert evaluated != pytest.approx(results[0]["box_all"], nan_ok=True)
+
+
+@NEEDS_DETECTRON2
+def test_bfloat16_and_channels_last(data, two_sets, tmp_path):
+    """They must train what float32 trains but for rounding, or say that the processor cannot."""
+    from oln_d2.engine.trainer import Trainer
+    from oln_d2.model_zoo import load_config
+    from oln_d2.precision import computes_bfloat16
+
+    losses = []
+    for folder, more in (
+        ("float32", ""),
+        ("bfloat16", "SOLVER.AMP.DTYPE bfloat16 MODEL.CHANNELS_LAST True"),
+    ):
+        opts = [*SMALL, *two_sets, *more.split(), "OUTPUT_DIR", str(tmp_path / folder)]
+        cfg = load_config(ROOT / RECIPE, [*opts, "DATASETS.TEST", (), "SOLVER.MAX_ITER", 2])
+        (tmp_path / folder).mkdir()
+        if more and not computes_bfloat16("cpu"):
+            with pytest.raises(InputError, match="SOLVER.AMP.DTYPE is bfloat16"):
+                Trainer(cfg)
+            return
+        torch.manual_seed(0)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load()
+        trainer.train()
+        losses.append(metrics(tmp_path / folder)[-1])
+    assert trainer.model.backbone.fpn_output2.weight.is_contiguous(
+        memory_format=torch.channels_last
+    )
+    assert trainer._trainer.precision == torch.bfloat16
+    for name in ("loss_rpn_obj", "loss_rpn_loc", "loss_box_score", "loss_box_reg"):
+        assert losses[1][name] == pytest.approx(losses[0][name], rel=0.1, abs=1e-2)
+
+
+@NEEDS_DETECTRON2
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("EMA_DECAY", 1.0, "SOLVER.EMA_DECAY is 1.0; use a number from 0 to below 1"),
+        ("AMP.DTYPE", "half", "SOLVER.AMP.DTYPE is 'half'; use bfloat16"),
+        ("AMP.DTYPE", "float16", "SOLVER.AMP.DTYPE is float16, which needs a GPU"),
+        ("AMP.ENABLED", True, "by SOLVER.AMP.ENABLED. is float16, which needs a GPU"),
+    ],
+)
+def test_bad_settings_of_the_solver(key, value, message):
+    """They must be named before the data is read, not by an assertion of PyTorch after it."""
+    from oln_d2.engine.trainer import Trainer
+    from oln_d2.model_zoo import load_config
+
+    with pytest.raises(InputError, match=message):
+        Trainer(load_config(ROOT / RECIPE, [f"SOLVER.{key}", value]))
+
+
+@NEEDS_DETECTRON2
+def test_checkpoints_are_written_whole(tmp_path):
+    """A run that is killed while it writes must keep the checkpoint that it had."""
+    from oln_d2.engine.trainer import SafeCheckpointer
+
+    state = torch.nn.Linear(1, 1)
+    checkpointer = SafeCheckpointer(torch.nn.Linear(300, 300), str(tmp_path), state=state)
+    checkpointer.save("model_0000001", iteration=1)
+    before = (tmp_path / "model_0000001.pth").read_bytes()
+    state.state_dict = lambda: {"cannot be written": lambda: None}
+    for name in ("model_0000001", "model_0000002"):
+        with pytest.raises((AttributeError, pickle.PicklingError)):
+            checkpointer.save(name, iteration=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint"] + [
+        "model_0000001.pth"
+    ]
+    assert (tmp_path / "model_0000001.pth").read_bytes() == before
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
 
 
 @NEEDS_DETECTRON2
