@@ -116,3 +116,23 @@ def add_oln_config(cfg: CfgNode) -> None:
     # DATASETS.TRAIN or DATASETS.TEST; a COCO file; the folder of its images; and the seen
     # categories: a split, a .txt file of names, names with commas between them, or a list of names.
     _C.DATASETS.OWN = []
+    # How often each of DATASETS.TRAIN is drawn from, in proportion: one number above 0 for each.
+    # Empty: in proportion to their images, so that an epoch has each image once.
+    _C.DATASETS.TRAIN_WEIGHTS = []
+    # Large-scale jitter: an image is scaled to fit a square of INPUT.MAX_SIZE_TRAIN pixels times a
+    # random number between these two, such as [0.1, 2.0], and what is beyond the square is cropped
+    # at random. INPUT.MIN_SIZE_TRAIN is then not used. Empty: without.
+    _C.INPUT.SCALE_JITTER = []
+
+    # ---------------------------------------------------------------------------- #
+    # Training, with `train_net.py`
+    # ---------------------------------------------------------------------------- #
+    # Decay of the moving average (EMA) of the weights at each iteration, in [0, 1), such as 0.9998.
+    # The average is what is evaluated and what checkpoints hold. 0: without.
+    _C.SOLVER.EMA_DECAY = 0.0
+    # "bfloat16" or "float16" (a GPU's only): train with automatic mixed precision of this type. "":
+    # float16 if Detectron2's SOLVER.AMP.ENABLED is True, float32 if not.
+    _C.SOLVER.AMP.DTYPE = ""
+    # Whether the model keeps images and features with the channels last in memory, which some
+    # devices convolve faster, above all in half precision. Results differ by rounding only.
+    _C.MODEL.CHANNELS_LAST = False

@@ -327,3 +327,22 @@ def test_half_precision_features_do_not_move_boxes():
         expected, found = (case.heads(None, x, case.proposals)[0][0] for x in (exact, half))
     assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
     assert torch.equal(found.scores, expected.scores)
+
+
+def test_objects_without_annotation_teach_nothing():
+    """An object that only one of several data sets annotates must not be unlearnt elsewhere."""
+    from detectron2.structures import pairwise_iou
+    from detectron2.utils.events import EventStorage
+
+    case = Case("roi_one")
+    left_out, annotated = case.gt[0][:1], case.gt[0][1:]
+    with EventStorage():
+        rois = case.heads.label_and_sample_proposals(case.proposals, [annotated])
+        on_it = pairwise_iou(left_out.gt_boxes, rois[0].proposal_boxes)[0] >= 0.5
+        on_it &= rois[0].gt_classes == 1  # assigned to no other object
+        assert on_it.any() and not on_it.all()
+        predictions = torch.randn(len(on_it), 1), torch.randn(len(on_it), 4)
+        others = [x + on_it[:, None] for x in predictions]
+        before, after = (case.heads.box_predictor.losses(x, rois) for x in (predictions, others))
+    for name, loss in before.items():
+        assert loss > 0 and torch.equal(loss, after[name])

@@ -227,6 +227,32 @@ def test_objectness_without_negatives():
     assert torch.equal(case.logits.grad[0].nonzero().squeeze(1), expected)
 
 
+def test_objects_without_annotation_are_no_negatives():
+    """
+    Of several data sets, an object that only one annotates must not be unlearnt by the others; with
+    OBJECTNESS_NEGATIVES on it is, which `train_net.py` therefore refuses.
+    """
+    from detectron2.structures import Boxes, pairwise_iou
+
+    def losses(negatives, more):
+        case = Case("rpn_rand_small", build_rpn(OBJECTNESS_NEGATIVES=negatives))
+        left_out, case.gt = case.gt[0][:1], [case.gt[0][1:]]
+        anchors = Boxes.cat(case.anchors)
+        on_it = pairwise_iou(left_out.gt_boxes, anchors)[0] > 0.1
+        on_it &= pairwise_iou(case.gt[0].gt_boxes, anchors).max(dim=0).values < 0.1
+        assert on_it.any()
+        levels = case.golden["anchors_per_level"].tolist()
+        changed = case.logits + more * on_it, case.ltrb + more * on_it[:, None]
+        case.predictions = [prediction.split(levels, dim=1) for prediction in changed]
+        torch.manual_seed(0)
+        case.rpn.objectness_batch_size_per_image = len(anchors)  # all of them
+        return case.losses()
+
+    for name, loss in losses(False, 0).items():
+        assert loss > 0 and torch.equal(loss, losses(False, 2)[name])
+    assert losses(True, 2)["loss_rpn_obj"] > losses(True, 0)["loss_rpn_obj"]
+
+
 def test_objectness_target_iou():
     """With OBJECTNESS_TARGET iou the score must learn the IoU of the anchor."""
     from detectron2.structures import Boxes, pairwise_iou

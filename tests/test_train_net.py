@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -127,6 +128,176 @@ def test_killed_run_resumes(data, tmp_path):
     assert code == 0, log
     assert f"Starting training from iteration {last + 1}" in log
     assert (output / "model_final.pth").is_file()
+
+
+def start(data, output, *settings):
+    return subprocess.Popen(
+        command(output, settings, (), RECIPE),
+        cwd=ROOT,
+        env=environment(data),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kill_after(process, path):
+    """Kill a run in the middle, once the file is there."""
+    try:
+        while not path.is_file():
+            assert process.poll() is None
+            time.sleep(0.1)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def two_sets(data, tmp_path_factory):
+    """
+    KEY VALUE pairs that train on two data sets of the same images, one of dogs and one of persons,
+    in a folder with spaces and colons.
+    """
+    folder = tmp_path_factory.mktemp("two") / "my data: 1"
+    folder.mkdir()
+    annotations = (data / "coco/annotations/instances_train2017.json").read_text()
+    (folder / "ann.json").write_text(annotations)
+    where = f"'{folder}/ann.json', '{data}/coco/train2017'"
+    rows = [f"['{name}', {where}, '{seen}']" for name, seen in (("a", "dog"), ("b", "person"))]
+    where = f"'{data}/coco/annotations/instances_val2017.json', '{data}/coco/val2017'"
+    rows.append(f"['c', {where}, 'dog']")
+    own = ["DATASETS.OWN", f"[{', '.join(rows)}]", "DATASETS.TRAIN", "('a', 'b')"]
+    return [*own, "DATASETS.TEST", "('c',)", "MODEL.OLN.OBJECTNESS_NEGATIVES", "False"]
+
+
+@NEEDS_DETECTRON2
+def test_killed_run_becomes_what_an_unbroken_one_would(data, two_sets, tmp_path):
+    """
+    Else a run on a machine that can be taken away is another experiment each time: other images,
+    scales, samples, rates or averages after a kill. Nor may the number of workers change it.
+    """
+    settings = [*two_sets, "DATASETS.TRAIN_WEIGHTS", "[2.0, 1.0]", "INPUT.SCALE_JITTER"]
+    settings += [
+        "[0.5, 2.0]",
+        "INPUT.MAX_SIZE_TRAIN",
+        96,
+        "SOLVER.EMA_DECAY",
+        0.9,
+        "SOLVER.LR_SCHEDULER_NAME",
+    ]
+    settings += ["WarmupCosineLR", "SOLVER.WARMUP_ITERS", 3, "DATASETS.TEST", "()"]
+    settings += ["SOLVER.CHECKPOINT_PERIOD", 4, "SOLVER.MAX_ITER", 24, "DATALOADER.NUM_WORKERS"]
+    code, log = run(data, tmp_path / "unbroken", *settings, 0)
+    assert code == 0, log
+    assert "a: 5 training images, 66.7% of those drawn" in log
+    assert "b: 4 training images, 33.3% of those drawn" in log
+    broken = tmp_path / "broken"
+    kill_after(start(data, broken, *settings, 2), broken / "last_checkpoint")
+    code, log = run(data, broken, *settings, 2, options=["--resume"])
+    assert code == 0 and "Starting training from iteration 0" not in log, log
+    first, second = (
+        torch.load(folder / "model_final.pth", weights_only=True)
+        for folder in (tmp_path / "unbroken", broken)
+    )
+    average, weights = first["model"], first["trainer"]["hooks"]["EMA"]["model"]
+    for name, tensor in average.items():
+        assert torch.equal(tensor, second["model"][name]), name
+        assert torch.equal(weights[name], second["trainer"]["hooks"]["EMA"]["model"][name]), name
+    assert any(not torch.equal(tensor, weights[name]) for name, tensor in average.items())
+    # To half a period of the cosine, which ends near 0.
+    assert metrics(tmp_path / "unbroken")[-1]["lr"] < 0.01 * 0.02
+
+
+@NEEDS_DETECTRON2
+def test_average_is_what_is_evaluated_and_saved(data, two_sets, tmp_path):
+    """Else the numbers of a run are not those of the model that it leaves behind."""
+    from oln_d2.engine.trainer import StrictCheckpointer, Trainer
+    from oln_d2.model_zoo import load_config
+
+    more = "SOLVER.EMA_DECAY 0.99 SOLVER.WARMUP_ITERS 0 SOLVER.BASE_LR 0.1 TEST.EVAL_PERIOD 0"
+    cfg = load_config(
+        ROOT / RECIPE, [*SMALL, *two_sets, *more.split(), "OUTPUT_DIR", str(tmp_path)]
+    )
+    trainer = Trainer(cfg)
+    trainer.resume_or_load()
+    trainer.train()
+    weights, average = trainer.model, Trainer.build_model(cfg)
+    StrictCheckpointer(average).load(str(tmp_path / "model_final.pth"))
+    results = [Trainer.test(cfg, model, Trainer.check_data(cfg)) for model in (weights, average)]
+    evaluated = dict(trainer._last_eval_results["box_all"])
+    assert evaluated == pytest.approx(results[1]["box_all"], nan_ok=True)
+    assert evaluated != pytest.approx(results[0]["box_all"], nan_ok=True)
+
+
+@NEEDS_DETECTRON2
+def test_bfloat16_and_channels_last(data, two_sets, tmp_path):
+    """They must train what float32 trains but for rounding, or say that the processor cannot."""
+    from oln_d2.engine.trainer import Trainer
+    from oln_d2.model_zoo import load_config
+    from oln_d2.precision import computes_bfloat16
+
+    losses = []
+    for folder, more in (
+        ("float32", ""),
+        ("bfloat16", "SOLVER.AMP.DTYPE bfloat16 MODEL.CHANNELS_LAST True"),
+    ):
+        opts = [*SMALL, *two_sets, *more.split(), "OUTPUT_DIR", str(tmp_path / folder)]
+        cfg = load_config(ROOT / RECIPE, [*opts, "DATASETS.TEST", (), "SOLVER.MAX_ITER", 2])
+        (tmp_path / folder).mkdir()
+        if more and not computes_bfloat16("cpu"):
+            with pytest.raises(InputError, match="SOLVER.AMP.DTYPE is bfloat16"):
+                Trainer(cfg)
+            return
+        torch.manual_seed(0)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load()
+        trainer.train()
+        losses.append(metrics(tmp_path / folder)[-1])
+    assert trainer.model.backbone.fpn_output2.weight.is_contiguous(
+        memory_format=torch.channels_last
+    )
+    assert trainer._trainer.precision == torch.bfloat16
+    for name in ("loss_rpn_obj", "loss_rpn_loc", "loss_box_score", "loss_box_reg"):
+        assert losses[1][name] == pytest.approx(losses[0][name], rel=0.1, abs=1e-2)
+
+
+@NEEDS_DETECTRON2
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("EMA_DECAY", 1.0, "SOLVER.EMA_DECAY is 1.0; use a number from 0 to below 1"),
+        ("AMP.DTYPE", "half", "SOLVER.AMP.DTYPE is 'half'; use bfloat16"),
+        ("AMP.DTYPE", "float16", "SOLVER.AMP.DTYPE is float16, which needs a GPU"),
+        ("AMP.ENABLED", True, "by SOLVER.AMP.ENABLED. is float16, which needs a GPU"),
+    ],
+)
+def test_bad_settings_of_the_solver(key, value, message):
+    """They must be named before the data is read, not by an assertion of PyTorch after it."""
+    from oln_d2.engine.trainer import Trainer
+    from oln_d2.model_zoo import load_config
+
+    with pytest.raises(InputError, match=message):
+        Trainer(load_config(ROOT / RECIPE, [f"SOLVER.{key}", value]))
+
+
+@NEEDS_DETECTRON2
+def test_checkpoints_are_written_whole(tmp_path):
+    """A run that is killed while it writes must keep the checkpoint that it had."""
+    from oln_d2.engine.trainer import SafeCheckpointer
+
+    state = torch.nn.Linear(1, 1)
+    checkpointer = SafeCheckpointer(torch.nn.Linear(300, 300), str(tmp_path), state=state)
+    checkpointer.save("model_0000001", iteration=1)
+    before = (tmp_path / "model_0000001.pth").read_bytes()
+    state.state_dict = lambda: {"cannot be written": lambda: None}
+    for name in ("model_0000001", "model_0000002"):
+        with pytest.raises((AttributeError, pickle.PicklingError)):
+            checkpointer.save(name, iteration=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint"] + [
+        "model_0000001.pth"
+    ]
+    assert (tmp_path / "model_0000001.pth").read_bytes() == before
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
 
 
 @NEEDS_DETECTRON2

@@ -5,12 +5,14 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.structures import BoxMode
 
 from oln_d2.checks import InputError
-from oln_d2.data.coco import load_images, read_mask
+from oln_d2.data.coco import load_coco, load_images, read_mask
 from oln_d2.data.splits import seen_names
 from oln_d2.files import StrPath
 
@@ -95,6 +97,129 @@ def select_masks(records: list[dict[str, Any]], mask_format: str) -> list[dict[s
             "'segmentation' holds a mask; train on data with masks, or set MODEL.MASK_ON False"
         )
     return kept
+
+
+def check_training_sets(cfg: CfgNode) -> None:
+    """
+    Check that the data sets of DATASETS.TRAIN, which are registered, go together.
+
+    Raises:
+        InputError: none; DATASETS.TRAIN_WEIGHTS that do not fit; different classes; or seen
+            categories of one that are not those of another, and an OLN that would take their
+            objects for background there.
+    """
+    names, weights = cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS
+    if not names:
+        raise InputError("DATASETS.TRAIN is empty; name one data set or more")
+    numbers = all(isinstance(w, (int, float)) and 0 < w < float("inf") for w in weights)
+    if weights and (len(weights) != len(names) or not numbers):
+        raise InputError(
+            f"DATASETS.TRAIN_WEIGHTS is {weights}; give a number above 0 for each data set of "
+            f"DATASETS.TRAIN, which has {len(names)}, or [] for none"
+        )
+    if weights and cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise InputError(
+            f"DATASETS.TRAIN_WEIGHTS does not go with DATALOADER.SAMPLER_TRAIN "
+            f"{cfg.DATALOADER.SAMPLER_TRAIN}; leave out one of them"
+        )
+    first = names[0]
+    for name in names:
+        if _classes(name) != _classes(first):
+            raise InputError(
+                f"DATASETS.TRAIN: {first} and {name} have different classes; train on open-world "
+                "data sets alone, such as those of DATASETS.OWN, or on others alone"
+            )
+    others = [name for name in names if _seen(name) != _seen(first)]
+    if not others:
+        return
+    oln, learns = cfg.MODEL.OLN, []
+    is_oln = cfg.MODEL.PROPOSAL_GENERATOR.NAME == "OLNRPN"
+    if is_oln and oln.OBJECTNESS_NEGATIVES:
+        learns.append("MODEL.OLN.OBJECTNESS_NEGATIVES False")
+    if is_oln and oln.RPN_CLS_LOSS_WEIGHT > 0:
+        learns.append("MODEL.OLN.RPN_CLS_LOSS_WEIGHT 0")
+    if cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork":
+        is_oln = is_oln and cfg.MODEL.ROI_HEADS.NAME == "OLNROIHeads"
+        if is_oln and oln.BOX_CLS_LOSS_WEIGHT > 0:
+            learns.append("MODEL.OLN.BOX_CLS_LOSS_WEIGHT 0")
+    problem = (
+        f"DATASETS.TRAIN: {first} and {others[0]} have different seen categories, so objects that "
+        "only one of them annotates are taken for background in the other"
+    )
+    if is_oln and learns:
+        raise InputError(f"{problem}; set {' '.join(learns)}")
+    if not is_oln:
+        logger.warning(f"{problem}, as a detector that classifies has to; OLN need not")
+
+
+def warn_of_trained_but_unseen(cfg: CfgNode) -> None:
+    """
+    Log what the data sets of DATASETS.TRAIN have seen together, where they are several, and which
+    of these categories a data set of DATASETS.TEST counts as unseen.
+    """
+    seen = frozenset().union(*map(_seen, cfg.DATASETS.TRAIN))
+    if len(cfg.DATASETS.TRAIN) > 1:
+        logger.info(f"Seen by training are {len(seen)} categories: {', '.join(sorted(seen))}")
+    for name in cfg.DATASETS.TEST:
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("evaluator_type") == "open_world_coco":
+            there = {_plain(c["name"]) for c in load_coco(metadata.json_file)["categories"]}
+            if wrong := sorted((seen & there) - _seen(name)):
+                logger.warning(
+                    f"DATASETS.TEST: {name} counts as unseen what training sees: "
+                    f"{', '.join(wrong)}; add them to its seen categories"
+                )
+
+
+def load_training_sets(
+    cfg: CfgNode,
+) -> tuple[list[dict[str, Any]], RepeatFactorTrainingSampler | None]:
+    """
+    Returns:
+        the records of all data sets of DATASETS.TRAIN, Detectron2's standard dataset dicts, with
+        masks only for MODEL.MASK_ON; and what draws from them by DATASETS.TRAIN_WEIGHTS, if given.
+    """
+    names, weights = cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS
+    files = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else [None] * len(names)
+    parts = []
+    for name, file in zip(names, files, strict=True):
+        records = get_detection_dataset_dicts(
+            name,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            proposal_files=[file] if file else None,
+        )
+        if cfg.MODEL.MASK_ON:
+            records = select_masks(records, cfg.INPUT.MASK_FORMAT)
+        else:  # the mapper would drop them; not to be kept in memory
+            for record in records:
+                for annotation in record.get("annotations", ()):
+                    annotation.pop("segmentation", None)
+        parts.append(records)
+    total = sum(map(len, parts))
+    shares = [weight / sum(weights) for weight in weights] or [len(part) / total for part in parts]
+    if len(names) > 1:
+        for name, part, share in zip(names, parts, shares):
+            logger.info(f"{name}: {len(part)} training images, {share:.1%} of those drawn")
+    sampler = None
+    if weights:
+        # So that an epoch, in which each image comes as often, is as long as without weights.
+        factors = [torch.full((len(p),), s * total / len(p)) for p, s in zip(parts, shares)]
+        sampler = RepeatFactorTrainingSampler(torch.cat(factors), seed=cfg.SEED)
+    return [record for part in parts for record in part], sampler
+
+
+def _plain(name):
+    return str(name).strip().casefold()
+
+
+def _classes(name):
+    return tuple(MetadataCatalog.get(name).get("thing_classes", ()))
+
+
+def _seen(name):
+    """The names of a data set's seen categories; of one that is not open-world all of its names."""
+    names = MetadataCatalog.get(name).get("seen_names", _classes(name))
+    return frozenset(map(_plain, seen_names(names)))
 
 
 def register_open_world_coco(

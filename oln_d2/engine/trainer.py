@@ -6,12 +6,14 @@ import glob
 import json
 import logging
 import os
+import time
 import weakref
 from collections.abc import Callable
 from http.client import HTTPException
 from typing import Any
 
 import detectron2.utils.comm as comm
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import (
@@ -19,21 +21,28 @@ from detectron2.data import (
     DatasetMapper,
     MetadataCatalog,
     build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
 )
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.engine import AMPTrainer, DefaultTrainer, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from oln_d2.checks import InputError, interrupted
 from oln_d2.data.coco import load_coco
 from oln_d2.data.images import open_annotated
-from oln_d2.engine.datasets import register_own, select_masks
+from oln_d2.engine.batches import build_loader, build_training_mapper
+from oln_d2.engine.datasets import (
+    check_training_sets,
+    load_training_sets,
+    register_own,
+    warn_of_trained_but_unseen,
+)
 from oln_d2.engine.evaluator import OpenWorldEvaluator
-from oln_d2.files import read_json, write_file
+from oln_d2.files import read_json, write_file, write_whole
+from oln_d2.precision import usable_dtype
 from oln_d2.standalone.checkpoint import another_model, read_checkpoint, read_own_checkpoint
+from oln_d2.standalone.data import mix_seed
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +80,80 @@ class BestCheckpointer(hooks.BestCheckpointer):
         return updated
 
 
+class EMA(hooks.HookBase):
+    """
+    Keeps the moving average of a model's weights and buffers.
+
+    Args:
+        model: what is trained, not wrapped for several processes.
+        decay: see SOLVER.EMA_DECAY in `oln_d2.config`.
+
+    Attributes:
+        average (nn.Module): the average. Checkpoints hold it as the model, and the model as this
+            hook's state.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self._model = model
+        self._averaged = AveragedModel(
+            model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True
+        )
+        self.average = self._averaged.module
+
+    def before_train(self):
+        if self._averaged.n_averaged == 0:  # it got the weights to start from
+            self._model.load_state_dict(self.average.state_dict())
+
+    def after_step(self):
+        self._averaged.update_parameters(self._model)
+
+    def state_dict(self):
+        return {"model": self._model.state_dict(), "steps": self._averaged.n_averaged}
+
+    def load_state_dict(self, state):
+        self._model.load_state_dict(state["model"])
+        self._averaged.n_averaged.copy_(state["steps"])
+
+
+class AutocastTrainer(AMPTrainer):
+    """:class:`AMPTrainer`, which needs CUDA, on any device."""
+
+    def run_step(self):
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        with torch.autocast(next(self.model.parameters()).device.type, self.precision):
+            losses = self.model(data)
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(sum(losses.values())).backward()
+        self.after_backward()
+        self._write_metrics(losses, data_time)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+
 class SafeCheckpointer(DetectionCheckpointer):
     """
     Reads files without executing code that may be in them, and says what is wrong with one; those
-    of Caffe2 and pycls as :class:`DetectionCheckpointer` does.
+    of Caffe2 and pycls as :class:`DetectionCheckpointer` does. Writes files whole or not at all.
     """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """
+        Raises:
+            InputError: the file cannot be written.
+        """
+        if not self.save_to_disk:
+            return
+        content = {key: value.state_dict() for key, value in self.checkpointables.items()}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info(f"Saving checkpoint to {path}")
+        with write_whole(path) as temporary, open(temporary, "wb") as file:
+            torch.save({"model": self.model.state_dict(), **content, **kwargs}, file)
+        self.tag_last_checkpoint(os.path.basename(path))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        write_file(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """
@@ -214,7 +292,8 @@ class Trainer(DefaultTrainer):
     """
     :class:`DefaultTrainer` that evaluates open-world data sets, keeps the checkpoint with the
     highest AR@100 of unseen objects as `model_best.pth`, and logs how many epochs the schedule
-    makes.
+    makes. All that is random in an iteration follows from the seed and the iteration: a resumed run
+    becomes what an unbroken one would, on a CPU to the last bit.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -227,6 +306,15 @@ class Trainer(DefaultTrainer):
                 "MODEL.DEVICE is cpu: Detectron2 trains on several GPUs, but only on one CPU "
                 "process; leave --num-gpus out (--eval-only takes it)"
             )
+        amp = cfg.SOLVER.AMP
+        key = "SOLVER.AMP.DTYPE" if amp.DTYPE else "SOLVER.AMP.DTYPE (by SOLVER.AMP.ENABLED)"
+        name = amp.DTYPE or ("float16" if amp.ENABLED else "")
+        dtype = usable_dtype(name, cfg.MODEL.DEVICE, key)
+        if not 0 <= cfg.SOLVER.EMA_DECAY < 1:
+            raise InputError(
+                f"SOLVER.EMA_DECAY is {cfg.SOLVER.EMA_DECAY}; use a number from 0 to below 1"
+            )
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         # Detectron2 would log the traceback of what one sentence says.
         logging.getLogger("detectron2.engine.train_loop").addFilter(
             lambda record: not (record.exc_info and _has_sentence(record.exc_info[1]))
@@ -234,6 +322,33 @@ class Trainer(DefaultTrainer):
         # All evaluations of the run use those that were checked: the data is read once.
         self.test = functools.partial(self.test, evaluators=self.check_data(cfg))
         super().__init__(cfg)
+        if dtype is not None:
+            scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
+            self._trainer = AutocastTrainer(
+                self.model, self.data_loader, self.optimizer, grad_scaler=scaler, precision=dtype
+            )
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        layout = torch.channels_last if cfg.MODEL.CHANNELS_LAST else torch.preserve_format
+        return super().build_model(cfg).to(memory_format=layout)
+
+    def run_step(self) -> None:
+        torch.manual_seed(mix_seed(self.seed, comm.get_rank(), self.iter))
+        super().run_step()
+
+    def train(self) -> dict[str, Any]:
+        """See :class:`DefaultTrainer`."""
+        batches = self.data_loader.batch_sampler
+        batches.start, batches.seed = self.start_iter, self.seed
+        return super().train()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.seed = state_dict.get("seed", self.seed)  # older files have none
 
     @classmethod
     def check_data(cls, cfg: CfgNode, training: bool = True) -> list[DatasetEvaluator]:
@@ -245,7 +360,8 @@ class Trainer(DefaultTrainer):
             the evaluators of the test data, for :meth:`test`.
 
         Raises:
-            InputError: a data set that is not registered, or test data that cannot be used.
+            InputError: a data set that is not registered, training sets that do not go together,
+                or test data that cannot be used.
         """
         register_own(cfg)
         for name in (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST):
@@ -262,7 +378,11 @@ class Trainer(DefaultTrainer):
                     f"{json_file}: no such file; the data set {name} is expected there. The "
                     "environment variable DETECTRON2_DATASETS names the folder of all data sets"
                 )
+        if training:
+            check_training_sets(cfg)
         evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        if training and comm.is_main_process():
+            warn_of_trained_but_unseen(cfg)
         if comm.get_local_rank() == 0:
             for name in cfg.DATASETS.TEST:
                 DatasetCatalog.get(name)
@@ -311,12 +431,19 @@ class Trainer(DefaultTrainer):
         )
 
     def build_hooks(self) -> list[hooks.HookBase]:
+        cfg, model = self.cfg, self.checkpointer.model  # not wrapped for several processes
+        ema = None
+        if cfg.SOLVER.EMA_DECAY > 0:
+            ema, test = EMA(model, cfg.SOLVER.EMA_DECAY), self.test
+            model = ema.average
+            self.test = lambda cfg, _: test(cfg, model)
         # In time for the hooks, which keep it.
         self.checkpointer = SafeCheckpointer(
-            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         ret = super().build_hooks()
-        cfg = self.cfg
+        if ema is not None:
+            ret.insert(0, ema)  # before the checkpointer
         task = "box_unseen" if "xclass" in cfg.TEST.OPEN_WORLD_PROTOCOLS else "box_unseen_filtered"
         metric = f"{task}/AR@100"
         if len(cfg.DATASETS.TEST) > 1:
@@ -346,24 +473,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
-        dataset = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-        )
-        if cfg.MODEL.MASK_ON:
-            dataset = select_masks(dataset, cfg.INPUT.MASK_FORMAT)
-        else:  # the mapper would drop them; not to be kept in memory
-            for record in dataset:
-                for annotation in record.get("annotations", ()):
-                    annotation.pop("segmentation", None)
-        epochs = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / len(dataset)
+        records, sampler = load_training_sets(cfg)
+        epochs = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / len(records)
         logger.info(
-            f"{len(dataset)} training images, {cfg.SOLVER.IMS_PER_BATCH} a batch: "
+            f"{len(records)} training images, {cfg.SOLVER.IMS_PER_BATCH} a batch: "
             f"{cfg.SOLVER.MAX_ITER} iterations are {epochs:.2f} epochs"
         )
-        mapper = NamingMapper(DatasetMapper(cfg, is_train=True))
-        return build_detection_train_loader(cfg, dataset=dataset, mapper=mapper)
+        return build_loader(cfg, records, NamingMapper(build_training_mapper(cfg)), sampler)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:

@@ -1,0 +1,126 @@
+"""
+Which images train in which iteration, and how they are augmented. Both follow from the run's seed
+and the iteration alone, so that a resumed run sees what an unbroken one would.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import detectron2.data.transforms as T
+import detectron2.utils.comm as comm
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.data.detection_utils import build_augmentation
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from oln_d2.checks import InputError
+from oln_d2.standalone.data import mix_seed
+
+
+class TrainingBatches(Sampler):
+    """
+    Yields for each iteration this process's part of the batch: pairs (index, seed of the image's
+    augmentation).
+
+    Args:
+        indices: endless, for this process, the same each time it is gone through.
+        size: images of this process's part of a batch.
+        groups: a number for each image; only images with the same number make a batch.
+
+    Attributes:
+        start (int): the first iteration that is wanted. Changed before a resumed run.
+        seed (int): the run's.
+    """
+
+    def __init__(self, indices: Iterable[int], size: int, groups: Sequence[int]):
+        self.indices = indices
+        self.size = size
+        self.groups = groups
+        self.start = self.seed = 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batches = itertools.islice(self._batches(), self.start, None)
+        for iteration, batch in enumerate(batches, self.start):
+            numbers = self.seed, comm.get_rank(), iteration
+            yield [(index, mix_seed(*numbers, place)) for place, index in enumerate(batch)]
+
+    def _batches(self):
+        batches: dict[int, list[int]] = {}
+        for index in self.indices:
+            batch = batches.setdefault(self.groups[index], [])
+            batch.append(index)
+            if len(batch) == self.size:
+                yield batches.pop(self.groups[index])
+
+
+class SeededImages(Dataset):
+    """A data set of Detectron2 behind the pairs of :class:`TrainingBatches`."""
+
+    def __init__(self, images: Dataset):
+        self.images = images
+
+    def __getitem__(self, item: tuple[int, int]) -> Any:
+        index, seed = item
+        np.random.seed(seed)  # Detectron2's augmentations draw from it
+        return self.images[index]
+
+
+def build_loader(
+    cfg: CfgNode,
+    records: list[dict[str, Any]],
+    mapper: Callable[[dict[str, Any]], dict[str, Any]],
+    sampler: Sampler | None = None,
+) -> DataLoader:
+    """
+    Args:
+        records: Detectron2's standard dataset dicts.
+        mapper: makes inputs of them, see :class:`DatasetMapper`.
+        sampler: as of Detectron2; default DATALOADER.SAMPLER_TRAIN.
+
+    Returns:
+        endless, lists of inputs; its `batch_sampler` is a :class:`TrainingBatches`.
+    """
+    kwargs = {} if sampler is None else {"sampler": sampler}
+    built = build_detection_train_loader(
+        cfg, dataset=records, mapper=mapper, aspect_ratio_grouping=False, **kwargs
+    ).dataset
+    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    groups = [int(grouped and record["width"] > record["height"]) for record in records]
+    size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+    return DataLoader(
+        SeededImages(built.dataset),
+        batch_sampler=TrainingBatches(built.sampler, size, groups),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=list,
+        generator=torch.Generator(),  # or it would draw from the one of the training
+    )
+
+
+def build_training_mapper(cfg: CfgNode) -> DatasetMapper:
+    """
+    Returns:
+        with INPUT.SCALE_JITTER in place of INPUT.MIN_SIZE_TRAIN, if it is set.
+
+    Raises:
+        InputError: a jitter that is none, or together with INPUT.CROP.
+    """
+    jitter, side = cfg.INPUT.SCALE_JITTER, cfg.INPUT.MAX_SIZE_TRAIN
+    if not jitter:
+        return DatasetMapper(cfg, is_train=True)
+    numbers = all(isinstance(scale, (int, float)) for scale in jitter)
+    if len(jitter) != 2 or not numbers or not 0 < jitter[0] <= jitter[1] < np.inf:
+        raise InputError(
+            f"INPUT.SCALE_JITTER is {jitter}; use two ascending numbers above 0, such as "
+            "[0.1, 2.0], or [] for none"
+        )
+    if cfg.INPUT.CROP.ENABLED:
+        raise InputError("INPUT.SCALE_JITTER crops already; set INPUT.CROP.ENABLED False")
+    # Not padded: the model pads a batch, and knows then which part of it is the image.
+    augmentations = [T.ResizeScale(*jitter, side, side), T.FixedSizeCrop((side, side), pad=False)]
+    augmentations += build_augmentation(cfg, is_train=True)[1:]  # without its resizing
+    return DatasetMapper(
+        cfg, is_train=True, augmentations=augmentations, recompute_boxes=cfg.MODEL.MASK_ON
+    )
