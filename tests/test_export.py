@@ -1,4 +1,4 @@
-"""`python -m oln_d2 export`: the exported files against the model that they are made of."""
+"""`python -m oln_d2 export`: the exported file against the model that it is made of."""
 
 import json
 import subprocess
@@ -15,6 +15,7 @@ from torchvision.transforms.functional import to_tensor
 
 from oln_d2.checks import InputError
 from oln_d2.cli import main
+from oln_d2.propose.onnx import OnnxProposer
 from oln_d2.standalone import build_detector, load_detector, save_checkpoint
 from oln_d2.standalone.export import OnnxDetector
 
@@ -32,11 +33,11 @@ def exported(tmp_path_factory):
         min_size=160,
         max_size=260,
         rpn_pre_nms_top_n_test=300,
+        rpn_nms_thresh=0.7,  # other tests export models without it
         box_detections_per_img=50,
     )
     save_checkpoint(model, str(folder / "model.pth"))
-    for ending in "onnx", "pt":
-        assert main(["export", str(folder / "model.pth"), str(folder / f"model.{ending}")]) == 0
+    assert main(["export", str(folder / "model.pth"), str(folder / "model.onnx")]) == 0
     return folder
 
 
@@ -66,46 +67,94 @@ def test_onnx(exported, size, monkeypatch):
     assert_same(found, expected, max(size))
 
 
+@pytest.mark.parametrize("proposals, detections", [(1, 50), (40, 10**6), (10**6, 3)])
+def test_limits(exported, proposals, detections):
+    """Who asks for fewer must get the best ones, as if the model had been built so."""
+    model = load_detector(str(exported / "model.pth"))
+    model.rpn._post_nms_top_n["testing"] = proposals
+    model.roi_heads.detections_per_img = detections
+    image = noise(320, 240)
+    with torch.no_grad():
+        (expected,) = model([to_tensor(image)])
+    file = exported / "model.onnx"
+    proposer = OnnxProposer(file, max_proposals=proposals, max_detections=detections)
+    assert proposer.max_detections == detections
+    # What is done already is skipped by it.
+    assert proposer.identity != OnnxProposer(file).identity
+    (found,) = proposer(image, top_k=10**6)
+    found = {name: torch.from_numpy(getattr(found, name)).float() for name in expected}
+    assert_same(found, expected, 320)
+
+
+def test_nothing_to_find(exported, tmp_path):
+    """An image without a box must give an empty result, not an error of onnxruntime."""
+    model = onnx.load(exported / "model.onnx")
+    (bias,) = (x for x in model.graph.initializer if x.name.endswith("rpn.head.bbox_pred.bias"))
+    # All boxes are turned inside out, so that none has area.
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(4, -1e6, np.float32), bias.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    (found,) = OnnxProposer(tmp_path / "model.onnx")(noise(320, 240))
+    assert found.boxes.shape == (0, 4) and found.objectness.shape == found.scores.shape == (0,)
+
+
 def test_file_tells_what_it_is(exported):
     """Who runs the file without this package needs its opset, names, free sizes and settings."""
     model = onnx.load(exported / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
-    assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
-    (image,) = model.graph.input
-    shape = [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim]
-    assert (image.name, shape) == ("image", [3, "height", "width"])
-    assert [o.name for o in model.graph.output] == ["boxes", "scores", "objectness", "box_scores"]
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes == {
+        "image": [3, "height", "width"],
+        "max_proposals": [],
+        "max_detections": [],
+        "boxes": ["detections", 4],
+        **{name: ["detections"] for name in ("scores", "objectness", "box_scores")},
+    }
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(metadata["oln_d2"]) == {
+        "format": 2,
         "min_size": 160,
         "max_size": 260,
+        "resize": "bilinear, antialiased",
+        "normalization": "in the graph",
+        "padding": "in the graph",
+        "max_proposals": 1500,
         "max_detections": 50,
     }
+    # The folders of who exported it are nobody's business.
+    assert b"oln_d2/standalone" not in (exported / "model.onnx").read_bytes()
 
 
-def test_torchscript_needs_torch_and_torchvision_only(exported, tmp_path):
-    """A process without this package must get the same boxes from the .pt file."""
-    model = load_detector(str(exported / "model.pth"))
-    image = torch.from_numpy(np.asarray(noise(200, 176)).transpose(2, 0, 1).copy())
-    # The model resizes nothing of this size: 160 / 176 would, so it is given what it would make.
-    pixels = model.transform.resized_pixels(image / 255.0)
-    with torch.no_grad():
-        (expected,) = model([pixels / 255])
-    torch.save(pixels, tmp_path / "pixels.pt")
-    code = (
-        "import sys, torch, torchvision\n"
-        "model = torch.jit.load(sys.argv[1], _extra_files=(extra := {'oln_d2': ''}))\n"
-        "with torch.no_grad(): found = model(torch.load(sys.argv[2]))\n"
-        "assert not any(name.startswith('oln_d2') for name in sys.modules)\n"
-        "torch.save((found, extra['oln_d2']), sys.argv[3])\n"
+def write_format(path, settings):
+    """A file whose graph takes an image and finds one box, with these settings."""
+    box = np.array([[1, 2, 11, 22]], np.float32)
+    values = {"boxes": box, **dict.fromkeys(("scores", "objectness", "box_scores"), box[0, :1])}
+    helper, tensor = onnx.helper, onnx.numpy_helper.from_array
+    graph = helper.make_graph(
+        [helper.make_node("Constant", [], [k], value=tensor(v)) for k, v in values.items()],
+        "old",
+        [helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [3, "height", "width"])],
+        [helper.make_tensor_value_info(k, onnx.TensorProto.FLOAT, None) for k in values],
     )
-    files = exported / "model.pt", tmp_path / "pixels.pt", tmp_path / "found.pt"
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *map(str, files)], check=True, cwd=tmp_path
-    )
-    found, settings = torch.load(files[2])
-    assert json.loads(settings) == {"min_size": 160, "max_size": 260, "max_detections": 50}
-    assert_same(dict(zip(["boxes", "scores", "objectness", "box_scores"], found)), expected, 200)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, {"oln_d2": json.dumps(settings)})
+    onnx.save(model, path)
+
+
+def test_files_of_other_versions(tmp_path):
+    """An old file must go on working, and a later one must not be misread."""
+    settings = {"min_size": 160, "max_size": 260, "max_detections": 50}
+    write_format(tmp_path / "old.onnx", settings)
+    (found,) = OnnxProposer(tmp_path / "old.onnx")(noise(260, 160))
+    assert found.boxes.tolist() == [[1, 2, 11, 22]]
+    with pytest.raises(InputError, match="old.onnx: .*no max_proposals; export"):
+        OnnxProposer(tmp_path / "old.onnx", max_proposals=10)
+    write_format(tmp_path / "new.onnx", {"format": 3, **settings})
+    with pytest.raises(InputError, match="new.onnx: .*later version.*; update oln_d2"):
+        OnnxProposer(tmp_path / "new.onnx")
 
 
 def test_propose(exported, tmp_path):
@@ -148,6 +197,7 @@ def test_bad_input_is_one_sentence(exported, tmp_path, capsys):
     save_checkpoint(mask, str(tmp_path / "mask.pth"))
     cases = [
         (checkpoint, "model.h5", "its ending has to be"),
+        (checkpoint, "model.pt", "ends in .onnx"),
         (checkpoint, "no/model.onnx", "its folder does not exist"),
         (tmp_path / "none.pth", "model.onnx", "none.pth"),
         (tmp_path / "mask.pth", "model.onnx", "only oln_box can be exported"),
@@ -173,12 +223,15 @@ def test_files_that_are_not_ours(exported, tmp_path):
         assert f"{name}.onnx" in str(error.value)
     with pytest.raises(InputError, match="device 'tpu'"):
         OnnxDetector(str(exported / "model.onnx"), device="tpu")
+    with pytest.raises(InputError, match="max_proposals is 0"):
+        OnnxProposer(exported / "model.onnx", max_proposals=0)
 
 
-def test_without_onnx(exported, tmp_path):
+@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
+def test_without_onnx(package, exported, tmp_path):
     """Who lacks the extra must be given its name."""
     code = (
-        "import sys; sys.modules['onnx'] = None\n"
+        f"import sys; sys.modules['{package}'] = None\n"
         "from oln_d2.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

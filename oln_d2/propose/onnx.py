@@ -8,13 +8,15 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from oln_d2.checks import InputError
+from oln_d2.checks import POSITIVE_INT, InputError, check_limits
 from oln_d2.files import StrPath
 from oln_d2.propose.proposer import Proposer, file_digest
 from oln_d2.scores import BOX_SCORE, OBJECTNESS
 
+INPUTS = ("image", "max_proposals", "max_detections")
 OUTPUTS = ("boxes", "scores", OBJECTNESS.attribute, BOX_SCORE.attribute)
 SETTINGS = "oln_d2"  # name of the file's metadata that says how images are resized
+FORMAT = 2  # of the file; 1, which does not say its number, has the first of `INPUTS` only
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -23,12 +25,25 @@ class OnnxProposer(Proposer):
     Args:
         path: the .onnx file.
         device: "cpu", or "cuda", for which onnxruntime-gpu has to be installed.
+        max_proposals: at most so many proposals of an image go through the second stage: fewer
+            take less time and find less. None: as the model was built.
+        max_detections: at most so many boxes of an image. None: as the model was built.
 
     Raises:
-        InputError: not such a file, or the device is not there.
+        InputError: not such a file, the device is not there, or a number below 1.
     """
 
-    def __init__(self, path: StrPath, device: str = "cpu"):
+    def __init__(
+        self,
+        path: StrPath,
+        device: str = "cpu",
+        *,
+        max_proposals: int | None = None,
+        max_detections: int | None = None,
+    ):
+        limits = {"max_proposals": max_proposals, "max_detections": max_detections}
+        check_limits(**{name: (value, POSITIVE_INT) for name, value in limits.items()})
+        limits = {name: value for name, value in limits.items() if value is not None}
         path = os.fspath(path)
         if not os.path.isfile(path):
             raise InputError(f"{path}: no such file; give one that `oln-d2 export` wrote")
@@ -57,9 +72,23 @@ class OnnxProposer(Proposer):
                 "`oln-d2 export` wrote"
             )
         settings = json.loads(settings)
+        form = settings.get("format", 1)
+        if form > FORMAT:
+            raise InputError(
+                f"{path}: was written by a later version, in its format {form}, and this one reads "
+                f"up to {FORMAT}; update oln_d2"
+            )
+        if form == 1 and limits:
+            raise InputError(
+                f"{path}: was written by version 0.1, whose files have no {' and '.join(limits)}; "
+                "export the checkpoint again"
+            )
+        self.identity = " ".join([file_digest(path), *(f"{k}={v}" for k, v in limits.items())])
+        settings |= limits
         self.min_size, self.max_size = settings["min_size"], settings["max_size"]
         self.max_detections = settings["max_detections"]
-        self.identity = file_digest(path)
+        names = INPUTS[1:] if form > 1 else ()
+        self.limits = {name: np.array(settings[name], np.int64) for name in names}
 
     def detect(
         self, pixels: list[NDArray[np.uint8]], sizes: list[tuple[int, int]]
@@ -69,7 +98,8 @@ class OnnxProposer(Proposer):
 
     def _detect(self, pixels, size):
         image = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
-        found = dict(zip(OUTPUTS, self.session.run(OUTPUTS, {"image": image}), strict=True))
+        inputs = {"image": image, **self.limits}
+        found = dict(zip(OUTPUTS, self.session.run(OUTPUTS, inputs), strict=True))
         height, width = size
         # In float32, as the other runtimes do it, so that the numbers are the same.
         scale = np.array([width / pixels.shape[1], height / pixels.shape[0]] * 2, np.float32)

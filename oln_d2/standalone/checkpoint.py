@@ -158,7 +158,7 @@ def _check_archive(file, path):
         ) from None
     if any(name.endswith("/constants.pkl") for name in names):
         raise InputError(
-            f"{path}: is TorchScript, as `export` writes it, which torch.jit.load runs; give the "
+            f"{path}: is TorchScript, as `export` once wrote it, for torch.jit.load; give the "
             "checkpoint that it was made of, or to `propose` an .onnx"
         )
     if not any(name.endswith("data.pkl") for name in names):

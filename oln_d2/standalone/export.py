@@ -1,31 +1,29 @@
 """
-Export of a trained OLN-Box to ONNX or TorchScript, and a detector that runs the ONNX file.
-
-One trace of the model serves both formats. All supported versions of torch can make it and turn it
-into ONNX without another package than onnx; `torch.export` takes shapes that depend on the data
-(NMS, top k) in recent ones only.
+Export of a trained OLN-Box to ONNX by PyTorch's exporter of `torch.export`, and a detector that
+runs the file.
 """
 
 import json
 import os
 import warnings
-from inspect import signature
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.onnx import symbolic_opset11
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from oln_d2.checks import InputError, needs
 from oln_d2.files import StrPath, check_output, write_whole
-from oln_d2.propose.onnx import OUTPUTS, SETTINGS, OnnxProposer
+from oln_d2.propose.onnx import FORMAT, INPUTS, OUTPUTS, SETTINGS, OnnxProposer
 from oln_d2.standalone.build import load_detector
 from oln_d2.standalone.models import OLNBox, Transform
 
-OPSET = 17  # the first with all that the model needs is 16, for RoIAlign aligned to pixel centres
+OPSET = 18  # the exporter's own
+IR_VERSION = 8  # of ONNX files of this opset; the exporter writes one that older runtimes refuse
+# Older exporters lack slices whose length is an input of the graph.
+TORCH = "2.14"
 
 
 class ExportedGraph(nn.Module):
@@ -33,17 +31,22 @@ class ExportedGraph(nn.Module):
     The exported part of an OLN-Box: all but the resizing of images, which Pillow does.
 
     Args:
-        model: in inference mode.
+        model: in inference mode. Its own limit of detections is taken away: it is an input here.
     """
 
     def __init__(self, model: OLNBox):
         super().__init__()
         self.model = model
+        model.roi_heads.detections_per_img = None
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, image: Tensor, max_proposals: Tensor, max_detections: Tensor
+    ) -> tuple[Tensor, ...]:
         """
         Args:
             image: shape (3, H, W), float32, RGB, in [0, 255], resized as the model wants it.
+            max_proposals, max_detections: int64 scalars, 0 or more; at most so many proposals, of
+                all levels together, go through the second stage, and so many boxes are returned.
 
         Returns:
             `OUTPUTS`, see :class:`OLNBox`; the boxes in pixels of this image.
@@ -55,9 +58,19 @@ class ExportedGraph(nn.Module):
         padded = F.pad(normalized, (0, -width % divisor, 0, -height % divisor))
         images = ImageList(padded[None], [(height, width)])
         features = model.backbone(images.tensors)
-        proposals, _ = model.rpn(images, features)
-        (found,), _ = model.roi_heads(features, proposals, images.image_sizes)
-        return tuple(found[name] for name in OUTPUTS)
+        (proposals,), _ = model.rpn(images, features)
+        best = _slice(max_proposals)
+        proposals = {name: value[best] for name, value in proposals.items()}
+        (found,), _ = model.roi_heads(features, [proposals], images.image_sizes)
+        kept = _slice(max_detections)
+        return tuple(found[name][kept] for name in OUTPUTS)
+
+
+def _slice(number):
+    """The first `number`, a scalar tensor, of what descends."""
+    number = number.item()
+    torch._check(number >= 0)
+    return slice(number)
 
 
 def export(checkpoint: StrPath, output: StrPath, config: dict[str, Any] | None = None) -> None:
@@ -66,22 +79,32 @@ def export(checkpoint: StrPath, output: StrPath, config: dict[str, Any] | None =
 
     Args:
         checkpoint, config: see :func:`oln_d2.standalone.load_detector`.
-        output: name.onnx, of opset `OPSET`; or name.pt, TorchScript, to run on a CPU with torch and
-            torchvision. Both compute :class:`ExportedGraph`, for images of any size, and hold
-            `min_size`, `max_size` and `max_detections` as JSON: the first under `oln_d2` in its
-            metadata, the second in the extra file `oln_d2`.
+        output: name.onnx. It computes :class:`ExportedGraph`, for images of any size, and says in
+            its metadata `SETTINGS`, as JSON, how images are resized and what the limits of the
+            model are.
 
     Raises:
-        InputError: paths that cannot be used, or the checkpoint of another model.
-        ImportError: onnx is missing.
+        InputError: paths that cannot be used, the checkpoint of another model, or PyTorch older
+            than `TORCH`.
+        ImportError: onnx or onnxscript is missing.
     """
     ending = os.path.splitext(output)[1]
-    if ending not in (".onnx", ".pt"):
-        raise InputError(f"{output}: its ending has to be .onnx (ONNX) or .pt (TorchScript)")
+    if ending == ".pt":
+        raise InputError(
+            f"{output}: TorchScript is not written any more, PyTorch gives it up; choose a name "
+            "that ends in .onnx"
+        )
+    if ending != ".onnx":
+        raise InputError(f"{output}: its ending has to be .onnx")
     check_output(output, [checkpoint])
-    if ending == ".onnx":
-        with needs("export", "export"):
-            import onnx
+    if torch.torch_version.TorchVersion(torch.__version__) < TORCH:
+        raise InputError(
+            f"export needs PyTorch {TORCH} or later, and this is {torch.__version__}; update it, "
+            "or export the same checkpoint where it is newer"
+        )
+    with needs("export", "export"):
+        import onnx
+        import onnxscript
     model = load_detector(checkpoint, config)
     if not isinstance(model, OLNBox) or model.roi_heads.has_mask():
         raise InputError(
@@ -89,48 +112,51 @@ def export(checkpoint: StrPath, output: StrPath, config: dict[str, Any] | None =
             "be exported; give the checkpoint of an OLN-Box"
         )
     model.requires_grad_(False)
-    transform = model.transform
-    settings = {"min_size": transform.min_size[-1], "max_size": transform.max_size}
-    settings = json.dumps({**settings, "max_detections": model.roi_heads.detections_per_img})
-    # Noise of any size would do: no branch of the model depends on what it sees.
-    example = torch.rand(3, 224, 320) * 255
-    with warnings.catch_warnings(), write_whole(output) as temporary:
-        # About constants of the trace that are constants of the model, and about its age.
-        warnings.simplefilter("ignore")
-        traced = torch.jit.trace(ExportedGraph(model), example, check_trace=False)
-        if ending == ".pt":
-            traced.save(temporary, _extra_files={SETTINGS: settings})
-            return
-        torch.onnx.register_custom_op_symbolic("aten::sort", _stable_sort, OPSET)
-        torch.onnx.export(
-            traced,
-            (example,),
-            temporary,
+    limits = model.rpn.post_nms_top_n(), model.roi_heads.detections_per_img
+    settings = {
+        "format": FORMAT,
+        "min_size": model.transform.min_size[-1],
+        "max_size": model.transform.max_size,
+        "resize": "bilinear, antialiased",
+        "normalization": "in the graph",
+        "padding": "in the graph",
+        **dict(zip(INPUTS[1:], limits)),
+    }
+
+    def stable_sort(x, stable=True, dim=-1, descending=False):
+        """torch's exporter does not know `stable`; ONNX's TopK, by which it sorts, is stable."""
+        op = onnxscript.opset18
+        return op.TopK(x, op.Shape(x), axis=dim, largest=int(descending))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the exporter's own parts
+        # Noise of any size would do: no branch of the model depends on what it sees.
+        graph = torch.onnx.export(
+            ExportedGraph(model),
+            (torch.rand(3, 224, 320) * 255, *map(torch.tensor, limits)),
+            dynamo=True,
             opset_version=OPSET,
-            input_names=["image"],
-            output_names=list(OUTPUTS),
-            dynamic_axes={
-                "image": {1: "height", 2: "width"},
-                **{name: {0: "detections"} for name in OUTPUTS},
-            },
-            # Older versions know no other exporter, newer ones have another by default.
-            **({"dynamo": False} if "dynamo" in signature(torch.onnx.export).parameters else {}),
-        )
-        graph = onnx.load(temporary)
-        onnx.helper.set_model_props(graph, {SETTINGS: settings})
-        onnx.checker.check_model(graph, full_check=True)
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            dynamic_shapes=({1: "height", 2: "width"}, None, None),
+            custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
+            verbose=False,
+        ).model_proto
+    graph.ir_version = IR_VERSION
+    for node in graph.graph.node:
+        del node.metadata_props[:]  # lines of code, with paths of this machine
+    for out in graph.graph.output:
+        out.type.tensor_type.shape.dim[0].dim_param = "detections"
+    onnx.helper.set_model_props(graph, {SETTINGS: json.dumps(settings)})
+    onnx.checker.check_model(graph, full_check=True)
+    with write_whole(output) as temporary:
         onnx.save(graph, temporary)
-
-
-def _stable_sort(g, x, *arguments):
-    """torch's exporter does not know `stable`; ONNX's TopK, by which it sorts, is stable."""
-    return symbolic_opset11.sort(g, x, *arguments[-2:])  # dim, descending
 
 
 class OnnxDetector:
     """
-    An OLN-Box that :func:`export` wrote as ONNX, called as :class:`OLNBox` in inference. Without
-    PyTorch: :func:`oln_d2.load`.
+    An OLN-Box that :func:`export` wrote, called as :class:`OLNBox` in inference. Without PyTorch:
+    :func:`oln_d2.load`.
 
     Args:
         path, device: see :class:`OnnxProposer`; errors as well.

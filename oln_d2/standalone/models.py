@@ -16,13 +16,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import (
-    FrozenBatchNorm2d,
-    batched_nms,
-    clip_boxes_to_image,
-    nms,
-    roi_align,
-)
+from torchvision.ops import FrozenBatchNorm2d, clip_boxes_to_image, nms, roi_align
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from oln_d2.checks import InputError
@@ -265,6 +259,15 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
         labels, gt_boxes = zip(*of_images)
         return torch.stack(labels, dim=1), torch.stack(gt_boxes, dim=1)
 
+    def _get_top_n_idx(self, objectness, num_anchors_per_level):
+        """torchvision's, which would fix the levels that have fewer when the model is exported."""
+        best, offset = [], 0
+        for logits in objectness.split(num_anchors_per_level, dim=1):
+            n = torch.sym_min(self.pre_nms_top_n(), logits.shape[1])
+            best.append(logits.topk(n, dim=1).indices + offset)
+            offset += logits.shape[1]
+        return torch.cat(best, dim=1)
+
     def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
         """The proposals of :meth:`forward`, of boxes (N, R, 4), not clipped, and logits (N, R)."""
         device = proposals.device
@@ -273,7 +276,7 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
         best = self._get_top_n_idx(objectness, num_anchors_per_level)
         top_n, iou = self.post_nms_top_n(), self.nms_thresh
         settings = {
-            "nms": None if iou is None else partial(batched_nms, iou_threshold=iou),
+            "nms": None if iou is None else partial(_nms_by_level, iou_threshold=iou),
             "diverged": DIVERGED if self.training else None,
         }
         ret = []
@@ -283,6 +286,15 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
             )
             ret.append({"boxes": boxes, OBJECTNESS.attribute: logits.sigmoid()})
         return ret
+
+
+def _nms_by_level(boxes, logits, levels, iou_threshold):
+    """torchvision's `batched_nms`, for descending logits, without branches on their number."""
+    keep = []
+    for level in range(len(STRIDES)):
+        index = (levels == level).nonzero().squeeze(1)
+        keep.append(index[nms(boxes[index], logits[index], iou_threshold)])
+    return torch.cat(keep).sort().values
 
 
 def _sample(sampler, labels):
