@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import Any, NamedTuple
 
 
@@ -20,7 +21,7 @@ class Limit(NamedTuple):
     allowed: str  # the same in words
 
 
-POSITIVE_INT = Limit(lambda value: value >= 1, "1 or more")
+POSITIVE_INT = Limit(lambda value: isinstance(value, Integral) and value >= 1, "1 or more")
 NOT_NEGATIVE = Limit(lambda value: 0 <= value < math.inf, "0 or more")
 POSITIVE = Limit(lambda value: 0 < value < math.inf, "a number above 0")
 FRACTION = Limit(lambda value: 0 <= value <= 1, "a number from 0 to 1")
@@ -41,7 +42,11 @@ def check_limits(**arguments: tuple[Any, Limit]) -> None:
         InputError: names the first that does not fit.
     """
     for name, (value, limit) in arguments.items():
-        if value is not None and not limit.fits(value):
+        try:
+            fits = value is None or limit.fits(value)
+        except TypeError:  # text for a number
+            fits = False
+        if not fits:
             raise InputError(f"{name} is {value}; it has to be {limit.allowed}")
 
 

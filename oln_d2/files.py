@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import gzip
+import io
 import json
 import os
 import platform
@@ -163,7 +164,7 @@ def lock_folder(path: StrPath) -> IO[str]:
     since = time.strftime("%Y-%m-%d %H:%M")
     own = f"{what} (process {os.getpid()} on {platform.node()}, since {since})"
     try:
-        file = open(os.path.join(path, ".lock"), "a+", encoding="utf-8")  # noqa: SIM115
+        file = _Lock(open(os.path.join(path, ".lock"), "a+b"), encoding="utf-8")  # noqa: SIM115
         if not _lock(file):
             file.seek(0)
             holder = file.read()
@@ -180,6 +181,22 @@ def lock_folder(path: StrPath) -> IO[str]:
         reason = error.strerror or error
         raise InputError(f"{path}: cannot be written to ({reason}); choose another") from None
     return file
+
+
+class _Lock(io.TextIOWrapper):
+    """Is free once closed here, also where workers that inherited it have not ended yet."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.process = os.getpid()
+
+    def close(self) -> None:
+        if not self.closed and os.getpid() == self.process:
+            with contextlib.suppress(ImportError, OSError):
+                import fcntl
+
+                fcntl.flock(self, fcntl.LOCK_UN)
+        super().close()
 
 
 def _lock(file: IO[Any]) -> bool:

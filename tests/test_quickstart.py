@@ -153,7 +153,8 @@ def test_engines_train_with_the_same_settings(tmp_path, monkeypatch):
     """The quickstart's numbers would depend on what is installed by more than chance."""
     import oln_d2.quickstart.detectron2_engine as detectron2_engine
     import oln_d2.quickstart.standalone_engine as standalone_engine
-    from oln_d2.standalone.training import WEIGHT_DECAY, _lr_factor
+    from oln_d2.standalone.schedule import lr_factor
+    from oln_d2.standalone.training import WEIGHT_DECAY
 
     class Configured(Exception):
         pass
@@ -182,7 +183,7 @@ def test_engines_train_with_the_same_settings(tmp_path, monkeypatch):
         )
         assert solver.MAX_ITER == round(22 * settings["epochs"] / 4) == 28
         assert solver.WEIGHT_DECAY == WEIGHT_DECAY
-        factors = [_lr_factor(i, solver.MAX_ITER, 0) for i in range(solver.MAX_ITER)]
+        factors = [lr_factor(i, solver.MAX_ITER, 0) for i in range(solver.MAX_ITER)]
         steps = [i for i in range(1, len(factors)) if factors[i] != factors[i - 1]]
         assert solver.STEPS == tuple(steps)
         assert (

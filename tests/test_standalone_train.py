@@ -1,8 +1,10 @@
 """Standalone training as users run it: real runs on tiny data."""
 
+import csv
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +14,24 @@ import pytest
 import torch
 from conftest import ROOT, make_coco
 from PIL import Image
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_iou
 
 from oln_d2.checks import InputError
 from oln_d2.cli import main
+from oln_d2.precision import computes_bfloat16
 from oln_d2.standalone import build_detector, load_detector, save_checkpoint, train
-from oln_d2.standalone.data import CocoImages, TrainingBatches, read_image
-from oln_d2.standalone.models import Transform
-
+from oln_d2.standalone.data import (
+    GROUPED,
+    CocoImages,
+    TrainingBatches,
+    View,
+    aspect_groups,
+    read_image,
+)
+from oln_d2.standalone.models import Transform, training_losses
+from oln_d2.standalone.names import detectron2_name
+from oln_d2.standalone.schedule import lr_factor
 
 CONFIG = {
     "depth": 10,
@@ -84,8 +97,9 @@ def test_training_learns_and_evaluates(coco, uninterrupted):
     same = [
         n for n, p, q in zip(names, before.parameters(), after.parameters()) if torch.equal(p, q)
     ]
-    # P5 is too coarse for these images: no anchor of it trains, no RoI is pooled from it.
-    assert not [name for name in same if not name.startswith("backbone.fpn.layer_blocks.3.")]
+    # P5 is too coarse for these images, and P4 almost: no anchor trains, no RoI is pooled there.
+    coarse = "backbone.fpn.layer_blocks.3.", "backbone.fpn.layer_blocks.2.1."
+    assert not [name for name in same if not name.startswith(coarse)]
     detections = json.loads((output / "coco_instances_results.json").read_text())
     for entry in detections[:20]:  # as `visualize` tells them
         assert entry["score"] ** 2 == pytest.approx(
@@ -104,35 +118,91 @@ class Interrupt(Exception):
     pass
 
 
-def test_resumed_run_is_the_uninterrupted_one(coco, uninterrupted, tmp_path, monkeypatch, capsys):
+# Everything that a resumed run could get wrong.
+FULL = dict(
+    accumulate=2, ema=0.9, schedule="cosine", clip=1.0, scale_jitter=(0.5, 1.5), evaluate_every=3
+)
+
+
+@pytest.mark.parametrize(
+    "settings, stop, workers",
+    [({}, 3, 0), (FULL, 3, 2), (FULL, 6, 0), (FULL, 8, 0)],
+    ids=["plain", "workers", "evaluated", "complete"],
+)
+def test_resumed_run_is_the_uninterrupted_one(
+    coco, request, tmp_path, monkeypatch, capsys, settings, stop, workers
+):
     """
-    Order, flips, scales, samples, momentum and rate must all continue where they were; with a
-    mistyped output folder, a run that starts anew must say so.
+    Order, flips, scales, samples, momentum, rate, average and the best evaluation must all continue
+    where they were; with a mistyped output folder, a run that starts anew must say so.
     """
     import oln_d2.standalone.training as module
 
-    save, saved = module.save_checkpoint, []
+    write = module.write_checkpoint
 
-    def save_then_stop(*args, **kwargs):
-        save(*args, **kwargs)
-        saved.append(args)
-        raise Interrupt
+    def write_then_stop(path, *args, **kwargs):
+        write(path, *args, **kwargs)
+        if kwargs["global_step"] == stop and os.path.basename(path) == "checkpoint.pth":
+            raise Interrupt
 
+    whole, expected = request.getfixturevalue("whole" if settings else "uninterrupted")
     output = tmp_path / "resumed"
-    monkeypatch.setattr(module, "save_checkpoint", save_then_stop)
+    settings = {**settings, "workers": workers}
+    monkeypatch.setattr(module, "write_checkpoint", write_then_stop)
     with pytest.raises(Interrupt):
-        run(coco, output, resume=True)
+        run(coco, output, resume=True, **settings)
     assert "from the start" in capsys.readouterr().out
     monkeypatch.undo()
     torch.manual_seed(99)  # what is drawn between must not matter
-    assert torch.load(output / "checkpoint.pth", weights_only=True)["iteration"] == 3
-    result = run(coco, output, resume=True)
-    assert "resumed after 3" in capsys.readouterr().out
-    expected = parameters(uninterrupted[0])
-    assert all(torch.equal(expected[name], value) for name, value in parameters(output).items())
-    assert result["all"]["AR@100"] == uninterrupted[1]["all"]["AR@100"]
+    result = run(coco, output, resume=True, **settings)
+    assert f"resumed after {stop}" in capsys.readouterr().out
+    for name in sorted({path.name for path in whole.glob("*.pth")}):
+        wanted, found = parameters(whole, name), parameters(output, name)
+        assert all(torch.equal(wanted[key], value) for key, value in found.items()), name
+    assert result["all"]["AR@100"] == expected["all"]["AR@100"]
     # Complete: resumed once more, it only evaluates. Weights to start from may be gone by then.
-    run(coco, output, resume=True, weights="gone.pth")
+    run(coco, output, resume=True, weights="gone.pth", **settings)
+
+
+@pytest.fixture(scope="module")
+def whole(coco, tmp_path_factory):
+    output = tmp_path_factory.mktemp("train") / "full"
+    return output, run(coco, output, **FULL)
+
+
+def test_average_is_what_is_kept(whole):
+    """Else the weights of the last step would be evaluated and shipped, which are worse."""
+    content = torch.load(whole[0] / "checkpoint.pth", weights_only=True)
+    last = {detectron2_name(n[6:]): value for n, value in content["current_model_state"].items()}
+    final = parameters(whole[0])
+    assert all(torch.equal(final[name], value) for name, value in content["model"].items())
+    assert not all(torch.equal(final[name], value) for name, value in last.items())
+    # An average of few steps follows them closely: a plain decay of 0.9 would stay at the start.
+    torch.manual_seed(5)
+    first = {detectron2_name(n): v for n, v in build_detector(**CONFIG).state_dict().items()}
+    name = "roi_heads.box_head.fc1.weight"
+    assert (final[name] - last[name]).norm() < (final[name] - first[name]).norm()
+
+
+def test_best_model_and_early_end(coco, tmp_path, whole):
+    """A training that gets no better must end, and the best model must not be the last one."""
+    result = run(coco, tmp_path, lr=1e-9, epochs=8, evaluate_every=2, patience=2)
+    content = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    assert content["global_step"] == 6 and result is not None  # of 20: at 4 and 6 no better than 2
+    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["global_step"] == 2
+    assert load_detector(tmp_path / "model_best.pth").config == content["config"]
+
+
+def test_logs(coco, tmp_path, whole):
+    """Losses and evaluations must be there to be plotted, of each part of a resumed run."""
+    rows = list(csv.DictReader((whole[0] / "csv/from_0/metrics.csv").open()))
+    assert [row["step"] for row in rows if row["AR@100 unseen"]] == ["2", "5", "8"]
+    run(coco, tmp_path, epochs=8, loggers=["csv", "tensorboard"])
+    rows = list(csv.DictReader((tmp_path / "csv/from_0/metrics.csv").open()))
+    assert float(rows[0]["loss_rpn_obj"]) > 0 and rows[0]["step"] == "19"
+    assert list((tmp_path / "tensorboard/from_0").glob("events*"))
+    with pytest.raises(InputError, match="loggers is tensorbord; it has to be one of csv"):
+        run(coco, tmp_path / "other", loggers=["tensorbord"])
 
 
 @pytest.mark.parametrize(
@@ -145,6 +215,17 @@ def test_resumed_run_is_the_uninterrupted_one(coco, uninterrupted, tmp_path, mon
         ({"amp": True}, "amp needs a GPU"),
         ({"weights": "gone.pth"}, "gone.pth: no such file"),
         ({"config": {"architecture": "oln_mask"}}, "architecture is oln_mask; .* train_net.py"),
+        ({"config": {"architecture": "yolo"}}, "architecture is yolo; it has to be one of oln_box"),
+        ({"accumulate": 4}, "batch_size is 2; it has to be a multiple of 4"),
+        ({"precision": "float16"}, "precision is float16, which needs a GPU"),
+        ({"precision": "half"}, "precision is half; it has to be one of float32, auto"),
+        ({"schedule": "exp"}, "schedule is exp; it has to be one of step, cosine"),
+        ({"scale_jitter": (2, 1)}, "scale_jitter is .*; it has to be two numbers above 0, ascend"),
+        ({"patience": 2}, "patience counts evaluations; give evaluate_every"),
+        ({"data_weights": [1, 2]}, "data_weights are 2 for 1 data sets"),
+        ({"data_weights": [0]}, "data_weights is 0; it has to be a number above 0"),
+        ({"devices": 2, "batch_size": 3}, "batch_size is 3; it has to be a multiple of 2"),
+        ({"more_data": [("gone.json", ".", "cat")]}, "gone.json: no such file"),
     ],
 )
 def test_bad_arguments_stop_before_training(coco, uninterrupted, tmp_path, change, message):
@@ -182,7 +263,7 @@ def test_resume_takes_the_settings_of_the_run_only(coco, uninterrupted, tmp_path
     settings = content["settings"]
     assert {
         *("seen", "digest of the training data", "depth", "norm", "min_size", "epochs"),
-        *("batch_size", "lr", "warmup", "amp", "seed", "number of processes"),
+        *("batch_size", "lr", "warmup", "precision", "seed", "number of processes"),
     } <= set(settings)
     for name in settings:
         torch.save({**content, "settings": {**settings, name: "x"}}, tmp_path / "checkpoint.pth")
@@ -190,16 +271,15 @@ def test_resume_takes_the_settings_of_the_run_only(coco, uninterrupted, tmp_path
             run(coco, tmp_path, resume=True)
 
 
-def test_resume_a_run_of_before(coco, uninterrupted, tmp_path):
-    """Checkpoints held only the settings that were given; such runs must go on, and no others."""
-    content = torch.load(uninterrupted[0] / "checkpoint.pth", weights_only=True)
-    settings, later = content["settings"], content["config"].keys() - {"architecture", *CONFIG}
-    old = {name: value for name, value in settings.items() if name not in later}
-    assert "box_nms_thresh" in later
-    torch.save({**content, "settings": old}, tmp_path / "checkpoint.pth")
-    run(coco, tmp_path, resume=True)
-    with pytest.raises(InputError, match="was trained with box_nms_thresh 0.7, not 0.5"):
-        run(coco, tmp_path, resume=True, config={**CONFIG, "box_nms_thresh": 0.5})
+def test_resume_a_run_of_before(coco, tmp_path):
+    """A checkpoint of the trainer of version 0.1 must say what can be done with it."""
+    save_checkpoint(build_detector(**CONFIG), tmp_path / "checkpoint.pth", iteration=3, settings={})
+    with pytest.raises(InputError, match="of an earlier version; give it as weights to start from"):
+        run(coco, tmp_path, resume=True)
+
+
+def images_of(*source, max_size=200):
+    return CocoImages([source], max_size, training=True)
 
 
 def test_digest_tells_data_apart(coco, tmp_path):
@@ -217,36 +297,23 @@ def test_digest_tells_data_apart(coco, tmp_path):
         content = json.loads(original)
         change(content)
         (tmp_path / "train.json").write_text(json.dumps(content))
-        arguments = str(tmp_path / "train.json"), str(coco / "coco/train2017"), "voc", True
-        digests.append(CocoImages(*arguments).digest())
-        assert CocoImages(*arguments).digest() == digests[-1]
+        arguments = str(tmp_path / "train.json"), str(coco / "coco/train2017"), "voc"
+        digests.append(images_of(*arguments).digest())
+        assert images_of(*arguments).digest() == digests[-1]
     assert len(set(digests)) == 4
-
-
-def test_resume_restores_the_scale_of_half_precision(tmp_path):
-    """Otherwise the first steps of a resumed run on a GPU would be lost to overflows."""
-    model = build_detector(**CONFIG)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    states = {
-        "optimizer": optimizer.state_dict(),
-        "scaler": torch.amp.GradScaler("cpu", init_scale=8.0).state_dict(),
-    }
-    path = str(tmp_path / "checkpoint.pth")
-    save_checkpoint(model, path, iteration=3, settings={}, **states)
-    scaler = torch.amp.GradScaler("cpu")
-    assert _restore(path, {}, model, optimizer, scaler) == 3 and scaler.get_scale() == 8
 
 
 def test_rate_warms_up_and_steps(uninterrupted):
     """A wrong schedule trains, only worse."""
-    factors = [_lr_factor(i, 100, 10) for i in (0, 5, 10, 74, 75, 87, 88)]
+    factors = [lr_factor(i, 100, 10) for i in (0, 5, 10, 74, 75, 87, 88)]
     assert factors == pytest.approx([0.001, 0.5005, 1, 1, 0.1, 0.1, 0.01])
     # 250 iterations: after 187.5 and 218.75.
-    factors = [_lr_factor(i, 250, 0) for i in (187, 188, 218, 219)]
+    factors = [lr_factor(i, 250, 0) for i in (187, 188, 218, 219)]
     assert factors == pytest.approx([1, 0.1, 0.1, 0.01])
     # The paper's 0.02 is for 16 images; this is of the last iteration of 2.
+    assert [lr_factor(i, 100, 10, "cosine") for i in (50, 100)] == pytest.approx([0.5, 0])
     content = torch.load(uninterrupted[0] / "checkpoint.pth", weights_only=True)
-    for group in content["optimizer"]["param_groups"]:
+    for group in content["optimizer_states"][0]["param_groups"]:
         assert group["lr"] == pytest.approx(0.02 / 8 / 100)
 
 
@@ -378,35 +445,252 @@ def test_diverged_training_stops(coco, tmp_path, monkeypatch):
     assert not (tmp_path / "out/checkpoint.pth").exists()
 
 
+def batches(*lengths, size=4, iterations=range(14), seed=3, **kwargs):
+    kwargs = {"min_sizes": [96], **kwargs}
+    return list(TrainingBatches(lengths, size, iterations, seed, **kwargs))
+
+
 def test_batches_cover_every_epoch_and_are_shared():
     """
     Each image once an epoch; processes take disjoint parts of the same batch; any start will do.
     """
-    whole = list(TrainingBatches(7, 4, range(14), seed=3))
-    flat = [index for batch in whole for index in batch]
-    for epoch in range(8):
-        assert sorted(i for i, _ in flat[7 * epoch : 7 * epoch + 7]) == list(range(7))
-    assert flat[:7] != flat[7:14] and 10 < sum(flip for _, flip in flat) < 46
-    assert list(TrainingBatches(7, 4, range(5, 14), seed=3)) == whole[5:]
-    parts = [list(TrainingBatches(7, 4, range(14), 3, rank, 2)) for rank in range(2)]
-    assert [a + b for a, b in zip(*parts)] == whole
-    assert list(TrainingBatches(7, 4, range(14), seed=4)) != whole
+    for more in {}, {"min_sizes": [64, 96], "zooms": (0.5, 2.0), "weights": [1, 3]}:
+        lengths = (7,) if not more else (3, 4)
+        whole = batches(*lengths, **more)
+        flat = [view for batch in whole for view in batch]
+        assert batches(*lengths, iterations=range(5, 14), **more) == whole[5:]
+        parts = [batches(*lengths, rank=rank, world_size=2, **more) for rank in range(2)]
+        assert [a + b for a, b in zip(*parts)] == whole
+        assert batches(*lengths, seed=4, **more) != whole
+        assert 10 < sum(view.flip for view in flat) < 46
+        if not more:
+            for epoch in range(8):
+                of_epoch = flat[7 * epoch : 7 * epoch + 7]
+                assert sorted(view.index for view in of_epoch) == list(range(7))
+            assert flat[:7] != flat[7:14]
+            assert {(v.min_size, v.zoom) for v in flat} == {(96, 1)}
+        else:
+            assert {view.min_size for view in flat} == {64, 96}
+            zooms = [view.zoom for view in flat]
+            assert 0.5 <= min(zooms) < 0.8 and 1.7 < max(zooms) <= 2 and len(set(zooms)) == 56
 
 
-def test_flipped_images(coco):
+def test_weights_of_data_sets():
+    """A small set that matters must come as often as asked for, all its images equally often."""
+    flat = [
+        v.index for batch in batches(90, 10, iterations=range(50), weights=[1, 1]) for v in batch
+    ]
+    counts = np.bincount(flat, minlength=100)
+    assert counts[:90].sum() == counts[90:].sum() == 100
+    assert set(counts[90:]) == {10} and set(counts[:90]) <= {1, 2}
+
+
+def test_batches_of_one_aspect():
+    """Portraits beside landscapes would be padded to twice their pixels; all must still come."""
+    sizes = np.array([(100, 150), (150, 100), (100, 100), (100, 300)])[np.arange(400) % 4]
+    groups = aspect_groups(sizes)
+    assert groups[:4].tolist() == [1, -1, 0, 2]
+    whole = batches(400, iterations=range(100), groups=groups)
+    pure = [len({groups[view.index] for view in batch}) == 1 for batch in whole]
+    assert sum(pure) > 80
+    # Not one group after another: the weights would follow the last.
+    assert len({groups[batch[0].index] for batch in whole[:GROUPED]}) == 4
+    seen = [v.index for batch in batches(400, iterations=range(400), groups=groups) for v in batch]
+    assert set(np.bincount(seen, minlength=400)) <= {3, 4, 5}
+    later = batches(400, iterations=range(41, 100), groups=groups)
+    assert later == whole[41:]
+
+
+@pytest.fixture
+def training_images(coco):
+    annotations = coco / "coco/annotations/instances_train2017.json"
+    return CocoImages([(annotations, coco / "coco/train2017", "voc")], 1000, training=True)
+
+
+def test_flipped_images(training_images):
     """A flip must move boxes with the pixels; unseen objects and crowds must not be there."""
-    dataset = CocoImages(
-        str(coco / "coco/annotations/instances_train2017.json"),
-        str(coco / "coco/train2017"),
-        "voc",
-        training=True,
-    )
-    assert dataset.image_ids == [1, 2, 3, 4, 5]
-    assert [len(dataset[i, False][1]["boxes"]) for i in range(5)] == [2, 1, 2, 2, 2]
-    (image, target), (flipped, flipped_target) = dataset[0, False], dataset[0, True]
-    for box, other in zip(target["boxes"].int(), flipped_target["boxes"].int()):
+    assert training_images.image_ids == [1, 2, 3, 4, 5]
+    heights = training_images.sizes.min(axis=1).tolist()
+    views = [training_images[View(i, heights[i])] for i in range(5)]
+    assert [len(target["boxes"]) for _, target in views] == [2, 1, 2, 2, 2]
+    (image, target), (flipped, mirrored) = views[0], training_images[View(0, heights[0], True)]
+    assert image.dtype == torch.uint8 and image.shape[1:] == tuple(target["size"].tolist())
+    for box, other in zip(target["boxes"].int(), mirrored["boxes"].int()):
         part = image[:, box[1] : box[3], box[0] : box[2]]
         assert torch.equal(part.flip(2), flipped[:, other[1] : other[3], other[0] : other[2]])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("zoom", [0.4, 1.0, 1.9])
+def test_views_move_boxes_with_the_pixels(training_images, zoom, flip):
+    """
+    Boxes beside their objects would be learnt. The objects are bright and the rest is dark, so the
+    brightness inside and around tells where they are.
+    """
+    checked = 0
+    for index in range(5):
+        for across, down in ((0.0, 0.0), (0.3, 0.8), (1.0, 1.0)):
+            pixels, target = training_images[View(index, 200, flip, zoom, across, down)]
+            height, width = pixels.shape[1:]
+            shape = training_images[View(index, 200)][0].shape[1:]
+            assert (height, width) == tuple(round(min(zoom, 1) * side) for side in shape)
+            grey = pixels.float().mean(dim=0)
+            for x1, y1, x2, y2 in target["boxes"].round().int().tolist():
+                assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+                assert grey[y1:y2, x1:x2].median() > 95
+                for edge in (grey[y1:y2, x1 + 1 : x1 + 3], grey[y1:y2, x2 - 3 : x2 - 1]):
+                    assert edge.median() > 70
+                checked += 1
+    assert checked > 10
+    # Of what is cut off, an object goes as a whole where little of it is left.
+    many = training_images[View(0, 200, zoom=6.0)][1]["boxes"]
+    assert len(many) < 2
+
+
+def test_what_one_set_lacks_is_no_negative_in_the_other(coco, tmp_path):
+    """
+    Data sets annotate different categories: the dogs of a set of persons must not be learnt as
+    background. So what is predicted there must not matter to any loss.
+    """
+    annotations = coco / "coco/annotations/instances_train2017.json"
+    folder = coco / "coco/train2017"
+    small = {**CONFIG, "objectness_negatives": False}
+    for config, more in ((CONFIG, ["dog"]), (small, ["dog"])):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        train(
+            annotations,
+            folder,
+            ["person"],
+            out,
+            more_data=[(annotations, folder, more)],
+            config=config,
+            epochs=0.3,
+            batch_size=2,
+            device="cpu",
+            workers=0,
+        )
+        content = torch.load(out / "checkpoint.pth", weights_only=True)
+        assert content["config"]["objectness_negatives"] is False
+        assert content["settings"]["seen"] == ["dog", "person"]
+    persons = CocoImages([(annotations, folder, ["person"])], 1000, training=True)
+    pixels, target = persons[View(0, 96)]
+    ious = {}
+    for negatives in (False, True):
+        model = build_detector(**{**content["config"], "objectness_negatives": negatives})
+        levels = []
+
+        def keep(module, inputs, output, levels=levels):
+            levels.append(output)
+
+        model.rpn.head.cls_logits.register_forward_hook(keep)
+        losses = training_losses(model.train(), [pixels], [target])
+        grads = torch.autograd.grad(sum(losses.values()), levels, allow_unused=True)
+        learns = [torch.zeros_like(x) if g is None else g for x, g in zip(levels, grads)]
+        learns = torch.cat([level.flatten() for level in learns]) != 0
+        images = ImageList(pixels[None], [tuple(pixels.shape[1:])])
+        anchors = model.rpn.anchor_generator(images, levels)[0]
+        ious[negatives] = box_iou(anchors[learns], target["boxes"]).amax(dim=1)
+    assert len(ious[False]) and ious[False].min() >= 0.3  # the anchors that learn
+    assert ious[True].min() < 0.1
+    # Of one set, or of several with the same categories, nothing changes.
+    train(annotations, folder, "voc", tmp_path / "one", config=CONFIG, epochs=0.3, device="cpu")
+    content = torch.load(tmp_path / "one/checkpoint.pth", weights_only=True)
+    assert content["config"]["objectness_negatives"] is True
+
+
+def test_paths_with_colons_and_spaces(coco, tmp_path):
+    """Such paths are common where data sets are mounted."""
+    folder = tmp_path / "a: b"
+    shutil.copytree(coco, folder)
+    arguments = options(coco, tmp_path / "out")
+    more = folder / "coco/annotations/instances_train2017.json", folder / "coco/train2017", "dog"
+    assert main([*arguments, "--more-data", *map(str, more), "--data-weights", "1", "2"]) == 0
+    content = torch.load(tmp_path / "out/checkpoint.pth", weights_only=True)
+    assert content["settings"]["data_weights"] == [1, 2]
+
+
+def test_recipe(coco, tmp_path, capsys):
+    """A YAML file must hold all options, and the command line must go before it."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"""
+        train-json: {coco}/coco/annotations/instances_train2017.json
+        images: {coco}/coco/train2017
+        split: voc
+        epochs: 100
+        batch_size: 2
+        ema: 0.9
+        device: cpu
+        scratch: true
+        model: {{depth: 10, fpn_channels: 32, representation_size: 16, min_size: 64, max_size: 96}}
+        """
+    )
+    command = ["train", "--config", str(recipe), "--output", str(tmp_path / "out")]
+    assert main([*command, "--epochs", "0.8", "--seen", "person", "--max-size", "80"]) == 0
+    content = torch.load(tmp_path / "out/checkpoint.pth", weights_only=True)
+    settings, config = content["settings"], content["config"]
+    assert (settings["epochs"], settings["ema"], settings["seen"]) == (0.8, 0.9, ["person"])
+    assert (config["max_size"], config["representation_size"], config["norm"]) == (80, 16, "GN")
+    for text, message in (
+        ("epoch: 3", "epoch is no option of train; near it: epochs"),
+        ("epochs: [", "is no YAML"),
+        ("- 3", "holds no options by name"),
+        ("model: 3", "model holds no settings by name"),
+        ("model: {dept: 3}", "dept"),
+        ("lr: many", "lr is many; it has to be 0 or more"),
+    ):
+        recipe.write_text(text)
+        assert main(options(coco, tmp_path / "no", "--config", recipe)) == 2, text
+        printed = capsys.readouterr().err
+        assert message in printed and printed.count("\n") == 1, printed
+    assert main(["train", "--config", str(tmp_path / "gone.yaml")]) == 2
+    assert "gone.yaml: cannot be read" in capsys.readouterr().err
+    recipe.write_text("epochs: 3")
+    assert main(["train", "--config", str(recipe)]) == 2
+    assert "--train-json is missing" in capsys.readouterr().err
+
+
+def test_go_on_from_weights(coco, uninterrupted, tmp_path):
+    """To adapt a model, one gives it and the data: it must be built as it was, then learn these."""
+    weights = uninterrupted[0] / "model_final.pth"
+    data = options(coco, tmp_path / "out")
+    data = [word for word in data if word != "--scratch"]
+    for option in ("--depth", "--min-size", "--max-size"):
+        del data[data.index(option) : data.index(option) + 2]
+    data[data.index("voc")] = "person"
+    assert main([*data, "--weights", str(weights), "--lr", "0"]) == 0
+    out = tmp_path / "out/model_final.pth"
+    assert load_detector(out).config == load_detector(weights).config
+    expected, found = parameters(uninterrupted[0]), parameters(tmp_path / "out")
+    assert all(torch.equal(expected[name], value) for name, value in found.items())
+    assert main([*data, "--weights", "gone.pth", "--lr", "0", "--resume"]) == 0  # it is not read any more
+
+
+def test_weights_by_name(coco, tmp_path, capsys):
+    """The zoo's names are understood; where there are no weights it says what to do."""
+    arguments = [*options(coco, tmp_path), "--weights", "oln_box_R_50_FPN.yaml"]
+    arguments.remove("--scratch")
+    assert main(arguments) == 2
+    assert "has no trained weights to download yet" in capsys.readouterr().err
+
+
+def test_bfloat16(coco, tmp_path):
+    """The checkpoint must tell what it was computed with; elsewhere it is refused in a sentence."""
+    if not computes_bfloat16("cpu"):
+        with pytest.raises(InputError, match="precision is bfloat16, which cpu does not compute"):
+            run(coco, tmp_path, precision="bfloat16")
+        return
+    run(coco, tmp_path / "half", precision="auto", channels_last=True, epochs=0.8)
+    run(coco, tmp_path / "full", epochs=0.8, channels_last=True)
+    half, full = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)
+        for name in ("half", "full")
+    )
+    assert half["settings"]["precision"] == "bfloat16" and full["settings"]["precision"] == ""
+    assert half["processor"] == full["processor"] != ""
+    name = "roi_heads.box_head.fc1.weight"
+    assert half["model"][name].dtype == torch.float32
+    assert not torch.equal(half["model"][name], full["model"][name])
 
 
 def one_image(tmp_path, boxes=((10, 10, 30, 30),), width=120, height=100):
@@ -450,7 +734,7 @@ def test_image_of_another_size(tmp_path):
     """The boxes of a file that speaks of larger images would be clipped and learnt."""
     arguments = one_image(tmp_path, width=240, height=200)
     with pytest.raises(InputError, match="a.png: is 120 x 100 px, but .*train.json says 240 x 200"):
-        CocoImages(*arguments, training=True)[0, False]
+        images_of(*arguments)[View(0, 100)]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -481,17 +765,15 @@ def test_images_are_upright_rgb(tmp_path):
 # Keeps what each process has learnt. With --resume as on nodes without a shared folder.
 TWO_PROCESSES = """
 import os, sys, torch
-import oln_d2.standalone.training as training
 from oln_d2.cli import main
+from oln_d2.standalone.training import Training
 
-def keep_then_evaluate(model, dataset, ground_truth, output, workers):
-    torch.save(model.state_dict(), f"{output}/rank{rank}.pth")
-    return evaluate(model, dataset, ground_truth, output, workers)
-
-evaluate, training.evaluate_detector = training.evaluate_detector, keep_then_evaluate
-rank, args = os.environ["RANK"], sys.argv[1:]
+rank, args = int(os.environ.get("LOCAL_RANK", 0)), sys.argv[1:]
+output = args.index("--output") + 1
+path = f"{args[output]}/rank{rank}.pth"
+Training.on_train_end = lambda self: torch.save(self.model.state_dict(), path)
 if "--resume" in args:
-    args[args.index("--output") + 1] += ("", "/other")[int(rank)]
+    args[output] += ("", "/other")[rank]
 sys.exit(main(args))
 """
 
@@ -514,10 +796,14 @@ def command(*args, **kwargs):
     )
 
 
-def test_two_processes(coco, tmp_path):
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, []], ids=["torchrun", "devices"])
+def test_two_processes(coco, tmp_path, launcher):
     """
-    `torchrun` must train one model on shares of each batch, evaluate every image once, and refuse
-    to go on from different iterations.
+    `torchrun` and `--devices 2` must train one model on shares of each batch, evaluate every image
+    once, and refuse to go on from different iterations.
     """
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
     output = tmp_path / "out"
@@ -528,15 +814,8 @@ def test_two_processes(coco, tmp_path):
         "--val-images",
         coco / "coco/val2017",
     ]
-    args = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        tmp_path / "two.py",
-        *options(coco, output, *validation),
-    ]
+    args = [*launcher, tmp_path / "two.py", *options(coco, output, *validation)]
+    args += [] if launcher else ["--devices", "2"]
     result = command(*args)
     assert result.returncode == 0, result.stderr
     assert "2 iterations of 2" in result.stdout and result.stdout.count("Protocol xclass") == 1

@@ -268,15 +268,15 @@ class TrainingBatches(Sampler):
     def _view(self, position):
         epoch, place = divmod(position, self.num_images)
         if epoch != self._epoch[0]:
-            self._epoch = epoch, self._draw(mix_seed(self.seed, 0, epoch))
+            self._epoch = epoch, self._draw(epoch)
         return self._epoch[1][place]
 
-    def _draw(self, seed):
+    def _draw(self, epoch):
         """The views of an epoch."""
-        generator, number = torch.Generator().manual_seed(seed), self.num_images
+        generator, number = _generator(self.seed, 0, epoch), self.num_images
         order = torch.randperm(number, generator=generator)
         if self.weights is not None:
-            order = self._weighted(generator)[order]
+            order = self._weighted(epoch)[order]
         flips = torch.rand(number, generator=generator) < 0.5
         sizes = torch.randint(len(self.min_sizes), (number,), generator=generator)
         zooms, across, down = torch.rand(3, number, generator=generator)
@@ -285,17 +285,25 @@ class TrainingBatches(Sampler):
         rows = zip(*(column.tolist() for column in columns))
         return [View(index, self.min_sizes[size], *rest) for index, size, *rest in rows]
 
-    def _weighted(self, generator):
-        """As many images as there are, of each data set its share, each about equally often."""
+    def _weighted(self, epoch):
+        """
+        As many images as there are: of each data set its share, in an order of its own that goes on
+        from epoch to epoch, so that all its images come before one comes again.
+        """
         shares = np.cumsum(self.weights) / np.sum(self.weights) * self.num_images
-        counts = np.diff(np.round(shares).astype(int), prepend=0)
+        counts = np.diff(np.round(shares).astype(int), prepend=0).tolist()
         parts, first = [], 0
-        for length, count in zip(self.lengths, counts.tolist()):
-            for begin in range(0, count, length):
-                some = torch.randperm(length, generator=generator)[: count - begin]
-                parts.append(first + some)
+        for number, (length, count) in enumerate(zip(self.lengths, counts), 1):
+            begin, end = epoch * count, (epoch + 1) * count
+            for cycle in range(begin // length, -(-end // length)):
+                order = torch.randperm(length, generator=_generator(self.seed, 0, number, cycle))
+                parts.append(first + order[max(begin - cycle * length, 0) : end - cycle * length])
             first += length
         return torch.cat(parts)
+
+
+def _generator(*numbers):
+    return torch.Generator().manual_seed(mix_seed(*numbers))
 
 
 def aspect_groups(sizes: np.ndarray) -> np.ndarray:

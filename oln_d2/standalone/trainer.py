@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -154,7 +155,7 @@ def train(
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["WORLD_SIZE"]) // devices
     lr = 0.02 * batch_size / 16 if lr is None else lr
-    config = dict(config or {})
+    config = {n: tuple(v) if isinstance(v, list) else v for n, v in (config or {}).items()}
     architecture = config.get("architecture", "oln_box")
     elsewhere = "another one here; OLN-Mask is trained with train_net.py"
     check_limits(
@@ -224,7 +225,11 @@ def train(
     dataset = CocoImages(sources, max_size, training=True)
     iterations = max(round(epochs * len(dataset) / batch_size), 1)
     torch.manual_seed(seed)
-    model = build_detector(**config, weights_backbone=weights_backbone)
+    try:
+        model = build_detector(**config, weights_backbone=weights_backbone)
+    except TypeError as error:
+        names = ", ".join({**signature(build_detector).parameters, **DEFAULTS[architecture]})
+        raise InputError(f"a setting of the model does not fit: {error}; it has {names}") from None
     if weights is not None:
         load_checkpoint(model, weights)
     model.train()
@@ -302,7 +307,14 @@ def train(
             tests = Loader(val_dataset, len(views), sampler=views, **loading)
         if start < iterations:
             meanwhile = tests if evaluate_every else None
-            run(trainer, "fit", training, batches, meanwhile, ckpt_path=path if resumed else None)
+            goes_on = {"ckpt_path": path, "weights_only": True} if resumed else {}
+            try:
+                run(trainer, "fit", training, batches, meanwhile, **goes_on)
+            except FloatingPointError as error:
+                raise FloatingPointError(
+                    f"{error}, in another output folder; {path}, if it is there, is good as "
+                    "weights to start from"
+                ) from None
         else:
             load_parameters(model, content["model"], path)
         if trainer.is_global_zero:

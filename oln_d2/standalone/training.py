@@ -19,7 +19,6 @@ import torch.distributed as dist
 from pytorch_lightning import callbacks, loggers
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities.warnings import PossibleUserWarning
 from torch import nn
 
 from oln_d2.checks import InputError, interrupted
@@ -93,15 +92,10 @@ class Training(pl.LightningModule):
         # One transfer: each `.item()` synchronises.
         values = torch.stack([value.detach() for value in losses.values()]).tolist()
         if not math.isfinite(sum(values)):
-            self._diverged(f"The loss is {sum(values)} at iteration {self.global_step}")
+            where = f"The loss is {sum(values)} at iteration {self.global_step}"
+            raise FloatingPointError(f"{where}: {DIVERGED}")
         self.log_dict(dict(zip(losses, values)), prog_bar=True, batch_size=len(batch))
         return sum(losses.values())
-
-    def _diverged(self, what):
-        raise FloatingPointError(
-            f"{what}: {DIVERGED}, in another output folder; {self.path}, if it is there, is good "
-            "as weights to start from"
-        )
 
     def validation_step(self, batch: list[Any], batch_idx: int) -> Any:
         [(pixels, target)] = batch
@@ -112,7 +106,8 @@ class Training(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.pop("state_dict")
         if not all(value.isfinite().all() for value in state.values()):
-            self._diverged(f"Weights are NaN or infinite after iteration {self.global_step - 1}")
+            where = f"Weights are NaN or infinite after iteration {self.global_step - 1}"
+            raise FloatingPointError(f"{where}: {DIVERGED}")
         checkpoint["model"] = {detectron2_name(n[len("model.") :]): v for n, v in state.items()}
         checkpoint.update(config=self.model.config, settings=self.settings)
         checkpoint["processor"] = processor(self.device)
@@ -227,6 +222,9 @@ class Progress(callbacks.TQDMProgressBar):
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description("training")
 
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        return {name: v for name, v in super().get_metrics(*args).items() if name != "v_num"}
+
 
 LOGGERS = {
     "csv": lambda folder, start: loggers.CSVLogger(folder, "csv", start),
@@ -315,8 +313,8 @@ def run(trainer: pl.Trainer, work: str, *args: Any, **kwargs: Any) -> None:
     handler = signal.getsignal(signal.SIGINT)
     try:
         with warnings.catch_warnings():
-            # Of loaders that cannot be resumed (ours starts where it has to), of few workers.
-            warnings.simplefilter("ignore", PossibleUserWarning)
+            # Of loaders that cannot be resumed (ours starts where it has to), few workers, folders.
+            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\.")
             getattr(trainer, work)(*args, **kwargs)
     except SystemExit as error:
         signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
