@@ -209,7 +209,7 @@ def test_killed_run_becomes_what_an_unbroken_one_would(data, two_sets, tmp_path)
 
 
 @NEEDS_DETECTRON2
-def test_average_is_what_is_evaluated_and_saved(data, two_sets, tmp_path):
+def test_average_is_what_is_evaluated_and_saved(data, two_sets, tmp_path, caplog):
     """Else the numbers of a run are not those of the model that it leaves behind."""
     from oln_d2.engine.trainer import StrictCheckpointer, Trainer
     from oln_d2.model_zoo import load_config
@@ -219,6 +219,7 @@ def test_average_is_what_is_evaluated_and_saved(data, two_sets, tmp_path):
         ROOT / RECIPE, [*SMALL, *two_sets, *more.split(), "OUTPUT_DIR", str(tmp_path)]
     )
     trainer = Trainer(cfg)
+    assert "c counts as unseen what training sees: person; add" in caplog.text
     trainer.resume_or_load()
     trainer.train()
     weights, average = trainer.model, Trainer.build_model(cfg)

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
 
 from oln_d2.checks import InputError
 from oln_d2.data.coco import load_coco, load_images, read_mask
@@ -132,22 +133,22 @@ def check_training_sets(cfg: CfgNode) -> None:
     others = [name for name in names if _seen(name) != _seen(first)]
     if not others:
         return
-    oln, learns = cfg.MODEL.OLN, []
-    is_oln = cfg.MODEL.PROPOSAL_GENERATOR.NAME == "OLNRPN"
-    if is_oln and oln.OBJECTNESS_NEGATIVES:
-        learns.append("MODEL.OLN.OBJECTNESS_NEGATIVES False")
-    if is_oln and oln.RPN_CLS_LOSS_WEIGHT > 0:
-        learns.append("MODEL.OLN.RPN_CLS_LOSS_WEIGHT 0")
-    if cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork":
-        is_oln = is_oln and cfg.MODEL.ROI_HEADS.NAME == "OLNROIHeads"
-        if is_oln and oln.BOX_CLS_LOSS_WEIGHT > 0:
-            learns.append("MODEL.OLN.BOX_CLS_LOSS_WEIGHT 0")
+    oln, has_rois = cfg.MODEL.OLN, cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork"
+    learns_background = {
+        "MODEL.OLN.OBJECTNESS_NEGATIVES False": oln.OBJECTNESS_NEGATIVES,
+        "MODEL.OLN.RPN_CLS_LOSS_WEIGHT 0": oln.RPN_CLS_LOSS_WEIGHT > 0,
+        "MODEL.OLN.BOX_CLS_LOSS_WEIGHT 0": has_rois and oln.BOX_CLS_LOSS_WEIGHT > 0,
+    }
+    remedies = [remedy for remedy, learns in learns_background.items() if learns]
+    is_oln = cfg.MODEL.PROPOSAL_GENERATOR.NAME == "OLNRPN" and (
+        not has_rois or cfg.MODEL.ROI_HEADS.NAME == "OLNROIHeads"
+    )
     problem = (
         f"DATASETS.TRAIN: {first} and {others[0]} have different seen categories, so objects that "
         "only one of them annotates are taken for background in the other"
     )
-    if is_oln and learns:
-        raise InputError(f"{problem}; set {' '.join(learns)}")
+    if is_oln and remedies:
+        raise InputError(f"{problem}; set {' '.join(remedies)}")
     if not is_oln:
         logger.warning(f"{problem}, as a detector that classifies has to; OLN need not")
 
@@ -163,7 +164,8 @@ def warn_of_trained_but_unseen(cfg: CfgNode) -> None:
     for name in cfg.DATASETS.TEST:
         metadata = MetadataCatalog.get(name)
         if metadata.get("evaluator_type") == "open_world_coco":
-            there = {_plain(c["name"]) for c in load_coco(metadata.json_file)["categories"]}
+            content = load_coco(PathManager.get_local_path(metadata.json_file))
+            there = {_plain(category["name"]) for category in content["categories"]}
             if wrong := sorted((seen & there) - _seen(name)):
                 logger.warning(
                     f"DATASETS.TEST: {name} counts as unseen what training sees: "

@@ -131,6 +131,11 @@ class AutocastTrainer(AMPTrainer):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
+    def load_state_dict(self, state_dict):
+        # A run in another precision has none.
+        scaler = state_dict.get("grad_scaler") or self.grad_scaler.state_dict()
+        super().load_state_dict({**state_dict, "grad_scaler": scaler})
+
 
 class SafeCheckpointer(DetectionCheckpointer):
     """
