@@ -17,7 +17,7 @@ from oln_d2.checks import InputError
 from oln_d2.cli import main
 from oln_d2.propose.onnx import OnnxProposer
 from oln_d2.standalone import build_detector, load_detector, save_checkpoint
-from oln_d2.standalone.export import OnnxDetector
+from oln_d2.standalone.export import OnnxDetector, export
 
 # Smaller and larger than what the export looks at, upright and wide, with fewer locations on a
 # level than are kept of it, and with more.
@@ -102,6 +102,7 @@ def test_file_tells_what_it_is(exported):
     model = onnx.load(exported / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
+    assert model.ir_version == 8  # onnxruntime 1.17 reads up to 9
     shapes = {
         value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
         for value in (*model.graph.input, *model.graph.output)
@@ -225,6 +226,13 @@ def test_files_that_are_not_ours(exported, tmp_path):
         OnnxDetector(str(exported / "model.onnx"), device="tpu")
     with pytest.raises(InputError, match="max_proposals is 0"):
         OnnxProposer(exported / "model.onnx", max_proposals=0)
+
+
+def test_older_pytorch(exported, tmp_path, monkeypatch):
+    """Its exporter would end in a traceback, or leave out what depends on the image."""
+    monkeypatch.setattr(torch, "__version__", "2.13.1")
+    with pytest.raises(InputError, match="needs PyTorch 2.14 or later, and this is 2.13.1"):
+        export(exported / "model.pth", tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])

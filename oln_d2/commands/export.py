@@ -1,13 +1,12 @@
 """
-Writes a trained OLN-Box as one file: .onnx (images of any size), which `propose` takes, or .pt,
-TorchScript. The file computes everything from the resized image to boxes and scores. It covers
-inference on one image at a time in float32; not training, larger batches, the resizing, masks, and
-other models.
+Writes a trained OLN-Box as one ONNX file, for images of any size, which `propose` takes. The file
+computes everything from the resized image to boxes and scores. It covers inference on one image at
+a time in float32; not training, larger batches, the resizing, masks, and other models.
 """
 
 import argparse
 
-HELP = "a trained OLN-Box as ONNX or TorchScript"
+HELP = "a trained OLN-Box as ONNX"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a checkpoint of `train`, `quickstart` or `convert`; or, with --config-file, one of "
         "train_net.py",
     )
-    parser.add_argument("output", metavar="OUT", help="e.g. model.onnx or model.pt")
+    parser.add_argument("output", metavar="OUT", help="e.g. model.onnx")
     parser.add_argument(
         "--config-file",
         metavar="YAML",
@@ -35,7 +34,4 @@ def run(args: argparse.Namespace) -> None:
 
         config = detector_config(args.config_file)
     export(args.checkpoint, args.output, config)
-    print(
-        f"{args.output} is written; `oln-d2 propose --weights` takes .onnx, torch.jit.load takes "
-        ".pt"
-    )
+    print(f"{args.output} is written; `oln-d2 propose --weights` takes it")

@@ -21,9 +21,8 @@ from oln_d2.standalone.build import load_detector
 from oln_d2.standalone.models import OLNBox, Transform
 
 OPSET = 18  # the exporter's own
-IR_VERSION = 8  # of ONNX files of this opset; the exporter writes one that older runtimes refuse
-# Older exporters lack slices whose length is an input of the graph.
-TORCH = "2.14"
+IR_VERSION = 8  # enough for this opset; the exporter's own is refused by older runtimes
+TORCH = "2.14"  # the first tried; slices whose end is an input came some versions before
 
 
 class ExportedGraph(nn.Module):
@@ -91,7 +90,7 @@ def export(checkpoint: StrPath, output: StrPath, config: dict[str, Any] | None =
     ending = os.path.splitext(output)[1]
     if ending == ".pt":
         raise InputError(
-            f"{output}: TorchScript is not written any more, PyTorch gives it up; choose a name "
+            f"{output}: TorchScript is no longer written, PyTorch has deprecated it; choose a name "
             "that ends in .onnx"
         )
     if ending != ".onnx":

@@ -259,15 +259,6 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
         labels, gt_boxes = zip(*of_images)
         return torch.stack(labels, dim=1), torch.stack(gt_boxes, dim=1)
 
-    def _get_top_n_idx(self, objectness, num_anchors_per_level):
-        """torchvision's, which would fix the levels that have fewer when the model is exported."""
-        best, offset = [], 0
-        for logits in objectness.split(num_anchors_per_level, dim=1):
-            n = torch.sym_min(self.pre_nms_top_n(), logits.shape[1])
-            best.append(logits.topk(n, dim=1).indices + offset)
-            offset += logits.shape[1]
-        return torch.cat(best, dim=1)
-
     def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
         """The proposals of :meth:`forward`, of boxes (N, R, 4), not clipped, and logits (N, R)."""
         device = proposals.device
@@ -289,7 +280,10 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
 
 
 def _nms_by_level(boxes, logits, levels, iou_threshold):
-    """torchvision's `batched_nms`, for descending logits, without branches on their number."""
+    """
+    torchvision's `batched_nms` for descending logits; that one branches on their number, which an
+    export does not know.
+    """
     keep = []
     for level in range(len(STRIDES)):
         index = (levels == level).nonzero().squeeze(1)
