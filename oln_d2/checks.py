@@ -21,7 +21,7 @@ class Limit(NamedTuple):
     allowed: str  # the same in words
 
 
-POSITIVE_INT = Limit(lambda value: isinstance(value, Integral) and value >= 1, "1 or more")
+POSITIVE_INT = Limit(lambda value: isinstance(value, Integral) and int(value) >= 1, "1 or more")
 NOT_NEGATIVE = Limit(lambda value: 0 <= value < math.inf, "0 or more")
 POSITIVE = Limit(lambda value: 0 < value < math.inf, "a number above 0")
 FRACTION = Limit(lambda value: 0 <= value <= 1, "a number from 0 to 1")

@@ -663,7 +663,9 @@ def test_go_on_from_weights(coco, uninterrupted, tmp_path):
     assert load_detector(out).config == load_detector(weights).config
     expected, found = parameters(uninterrupted[0]), parameters(tmp_path / "out")
     assert all(torch.equal(expected[name], value) for name, value in found.items())
-    assert main([*data, "--weights", "gone.pth", "--lr", "0", "--resume"]) == 0  # it is not read any more
+    assert (
+        main([*data, "--weights", "gone.pth", "--lr", "0", "--resume"]) == 0
+    )  # it is not read any more
 
 
 def test_weights_by_name(coco, tmp_path, capsys):

@@ -212,8 +212,8 @@ def train(
             f"{path}: exists; resume the run (--resume) or choose another output folder"
         )
     sources = [Source(train_json, images, split), *(Source(*source) for source in more_data)]
-    names = [seen_names(source.seen) for source in sources]
-    if len(set(map(frozenset, names))) > 1 and "objectness_negatives" in DEFAULTS[architecture]:
+    seen_of = [seen_names(source.seen) for source in sources]
+    if len(set(map(frozenset, seen_of))) > 1 and "objectness_negatives" in DEFAULTS[architecture]:
         config.setdefault("objectness_negatives", False)
 
     if weights is not None:
@@ -237,7 +237,7 @@ def train(
         model = model.to(memory_format=torch.channels_last)
     # What a resumed run has to share with the run that it continues, to become the same.
     settings = {
-        "seen": sorted({name for of_set in names for name in of_set}),
+        "seen": sorted({name for names in seen_of for name in names}),
         "digest of the training data": dataset.digest(),
         **model.config,
         "number of processes": devices * num_nodes,
@@ -251,7 +251,7 @@ def train(
     start = content.get("global_step", 0)
     evaluation = val_dataset = None
     metric = METRIC.format("unseen")
-    if val_json is not None:
+    if val_json is not None and val_images is not None:
         # Read now, so that mistakes in it show before the training; once, since the content is
         # shared with the data set while `ground_truth` is held.
         seen = _seen_in(val_json, settings["seen"]) if more_data else split
@@ -320,7 +320,7 @@ def train(
         if trainer.is_global_zero:
             final = os.path.join(output, "model_final.pth")
             save_checkpoint(model, final, settings=settings, processor=processor(where))
-        if tests is None:
+        if tests is None or evaluation is None:
             return None
         run(trainer, "validate", training, tests, verbose=False)
         return evaluation.result if trainer.is_global_zero else None
