@@ -145,6 +145,20 @@ def test_pretrained_weights(tmp_path):
     assert build_detector(depth=10).config["pixel_mean"] == (123.675, 116.28, 103.53)
 
 
+def test_pretrained_weights_of_a_resnet(tmp_path):
+    """A file must do for a ResNet as well, and a name that is neither be called a missing file."""
+    from torchvision.models import resnet18
+
+    theirs, file = resnet18(num_classes=3).state_dict(), tmp_path / "r18.pth"
+    torch.save(theirs, file)
+    body = build_detector(depth=18, weights_backbone=file).backbone.body
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in body.state_dict().items())
+    with pytest.raises(InputError, match="r18.pth: .* torchvision's resnet50: layer1"):
+        build_detector(depth=50, weights_backbone=file)
+    with pytest.raises(InputError, match="IMAGENET1K_V9: no such file"):
+        build_detector(depth=50, weights_backbone="IMAGENET1K_V9")
+
+
 def test_pretrained_weights_out_of_reach(monkeypatch, tmp_path):
     """Without network the user must be told what to do."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

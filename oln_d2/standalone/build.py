@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models import ResNet18_Weights, ResNet50_Weights, WeightsEnum, detection, get_model
+from torchvision.models import (
+    ResNet18_Weights,
+    ResNet50_Weights,
+    WeightsEnum,
+    detection,
+    get_model,
+    get_model_weights,
+)
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -19,9 +26,14 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from oln_d2.checks import POSITIVE_INT, InputError, Limit, check_limits, one_of
 from oln_d2.files import StrPath
 from oln_d2.masks import MaskScoreHead
-from oln_d2.standalone.checkpoint import load_checkpoint, load_parameters, read_own_checkpoint
+from oln_d2.standalone.checkpoint import (
+    load_checkpoint,
+    load_parameters,
+    read_checkpoint,
+    read_own_checkpoint,
+)
 from oln_d2.standalone.models import FrozenNorm, OLNBox, RoIAlign, SquareAnchors, Transform
-from oln_d2.standalone.timm_features import TimmFeatures
+from oln_d2.standalone.timm_features import TimmFeatures, load_features
 
 # Depths of the ResNet, and the channels of its first stage.
 CHANNELS = {10: 32, 18: 64, 34: 64, 50: 256, 101: 256}
@@ -62,7 +74,7 @@ def build_detector(
     fpn_norm: str | None = None,
     fpn_channels: int = 256,
     trainable_backbone_layers: int = 3,
-    weights_backbone: WeightsEnum | str | None = None,
+    weights_backbone: WeightsEnum | StrPath | None = None,
     **settings: Any,
 ) -> nn.Module:
     """
@@ -79,8 +91,8 @@ def build_detector(
         fpn_channels: channels of the feature pyramid.
         trainable_backbone_layers: stages of the backbone that learn, from the last backwards; 5:
             all, also the stem.
-        weights_backbone: pretrained weights of the backbone. Of a ResNet: torchvision's, by name.
-            Of timm: see :class:`TimmFeatures`.
+        weights_backbone: pretrained weights of the backbone. Of a ResNet: torchvision's, by name,
+            or a file that holds such a state dict. Of timm: see :class:`TimmFeatures`.
         settings: those in :data:`DEFAULTS`: arguments of :class:`OLNBox`, with 4 `anchor_sizes` for
             P2..P5 or 5 for P2..P6; with "faster_rcnn" also torchvision's `FasterRCNN` arguments.
 
@@ -141,6 +153,7 @@ def build_detector(
 
 def _resnet(depth, norm, trainable_layers, weights):
     """A ResNet as the features of its four stages, and their channels."""
+    file = None
     if depth == 10:
         if weights is not None:
             raise InputError(
@@ -149,8 +162,13 @@ def _resnet(depth, norm, trainable_layers, weights):
             )
         resnet = _small_resnet(NORMS[norm])
     else:
+        name = f"resnet{depth}"
+        known = get_model_weights(name).__members__
+        is_name = isinstance(weights, WeightsEnum) or str(weights).rpartition(".")[2] in known
+        if weights is not None and not is_name:
+            file, weights = weights, None
         try:
-            resnet = get_model(f"resnet{depth}", weights=weights, norm_layer=NORMS[norm])
+            resnet = get_model(name, weights=weights, norm_layer=NORMS[norm])
         except OSError as error:
             raise InputError(
                 f"the ImageNet weights cannot be fetched ({error}); fetch them on another machine "
@@ -161,6 +179,8 @@ def _resnet(depth, norm, trainable_layers, weights):
     for name, parameter in resnet.named_parameters():
         parameter.requires_grad_(name.split(".")[0] in learning)
     body = IntermediateLayerGetter(resnet, {f"layer{i + 1}": str(i) for i in range(4)})
+    if file is not None:
+        load_features(body, read_checkpoint(file)["model"], file, f"torchvision's resnet{depth}")
     return body, [CHANNELS[depth] * 2**i for i in range(4)]
 
 

@@ -132,15 +132,30 @@ def _load(net, name, weights):
         shapes = [[tensor.shape for tensor in d.values()] for d in (found, wanted)]
         if wanted.keys().isdisjoint(found) and shapes[0] == shapes[1]:
             found = dict(zip(wanted, found.values()))
-    found = {_flat(n): tensor for n, tensor in found.items()}
-    for n, tensor in _without_counters(net.state_dict()).items():
-        if _flat(n) not in found or found[_flat(n)].shape != tensor.shape:
+    load_features(net, found, weights, f"timm's {name}")
+
+
+def load_features(net: nn.Module, found: dict[str, Tensor], path: StrPath, whole: str) -> None:
+    """
+    Load weights of a classifier into the part of it that makes features.
+
+    Args:
+        net: that part; changed in place.
+        found: the parameters of the classifier.
+        path, whole: what errors call the file and the classifier.
+
+    Raises:
+        InputError: a parameter is missing or has another shape.
+    """
+    found = {_flat(name): tensor for name, tensor in found.items()}
+    own = net.state_dict()
+    for name, tensor in _without_counters(own).items():
+        if _flat(name) not in found or found[_flat(name)].shape != tensor.shape:
             raise InputError(
-                f"{weights}: does not hold the weights of timm's {name}: {n} is missing or not of "
-                f"shape {list(tensor.shape)}, and not all tensors are in order those of timm; give "
-                "a state dict of this model"
+                f"{path}: does not hold the weights of {whole}: {name} is missing or not of shape "
+                f"{list(tensor.shape)}; give a state dict of this model"
             )
-    net.load_state_dict({n: found.get(_flat(n), old) for n, old in net.state_dict().items()})
+    net.load_state_dict({name: found.get(_flat(name), tensor) for name, tensor in own.items()})
 
 
 def _without_counters(tensors):
