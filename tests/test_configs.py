@@ -1,4 +1,4 @@
-"""Every shipped recipe."""
+"""Every shipped recipe of Detectron2."""
 
 import pytest
 from conftest import CONFIGS, NEEDS_DETECTRON2
@@ -9,7 +9,7 @@ pytestmark = NEEDS_DETECTRON2
 RECIPES = sorted(
     str(path.relative_to(CONFIGS))
     for path in CONFIGS.rglob("*.yaml")
-    if not path.name.startswith("Base-")
+    if not path.name.startswith("Base-") and path.parent.name != "standalone"
 )
 # Those in datasets/ are OLN-Box again.
 MODELS = [recipe for recipe in RECIPES if not recipe.startswith("datasets/")]
@@ -205,8 +205,8 @@ def test_detectron2_keys_are_left_alone():
     cfg.MODEL.OLN.LTRB_INIT = 0.25
     add_oln_config(cfg)  # by another part of the project; keeps what was set
     assert cfg.MODEL.OLN.LTRB_INIT == 0.25
-    del cfg.MODEL["OLN"], cfg.TEST["OPEN_WORLD_PROTOCOLS"], cfg.DATASETS["OWN"]
-    assert cfg == stock
+    stock, with_ours = model_zoo.flatten(stock), model_zoo.flatten(cfg)
+    assert {key: with_ours[key] for key in stock} == stock
 
 
 @pytest.mark.parametrize("anchors", [1, 3])
