@@ -59,7 +59,8 @@ def main(recipes):
         recipes = sorted(
             str(path.relative_to(CONFIGS))
             for path in CONFIGS.rglob("*.yaml")
-            if not path.name.startswith("Base-") and path.parent.name not in ("cpu", "datasets")
+            if not path.name.startswith("Base-")
+            and path.parent.name not in ("cpu", "datasets", "standalone")
         )
     setup_logger(output=str(OUTPUT / "log.txt"))
     register_ten_images(OUTPUT)
