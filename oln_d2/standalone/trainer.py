@@ -322,7 +322,8 @@ def train(
             save_checkpoint(model, final, settings=settings, processor=processor(where))
         if tests is None or evaluation is None:
             return None
-        run(trainer, "validate", training, tests, verbose=False)
+        if evaluation.step != trainer.global_step:  # not just done
+            run(trainer, "validate", training, tests, verbose=False)
         return evaluation.result if trainer.is_global_zero else None
 
 

@@ -25,7 +25,7 @@ from oln_d2.checks import InputError, interrupted
 from oln_d2.evaluation.coco_results import write_results
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.evaluation.open_world import OpenWorldRecall
-from oln_d2.evaluation.result import OpenWorldResult
+from oln_d2.evaluation.result import GROUPS, OpenWorldResult
 from oln_d2.files import StrPath
 from oln_d2.precision import processor
 from oln_d2.scores import SCORES
@@ -35,7 +35,7 @@ from oln_d2.standalone.models import DIVERGED, detect, training_losses
 from oln_d2.standalone.names import detectron2_name
 from oln_d2.standalone.schedule import lr_factor
 
-METRIC = "AR@100 {}"  # of unseen, seen or all objects
+METRIC = "AR@100 {}"  # of a group of objects
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
 
@@ -132,7 +132,8 @@ class Evaluation(callbacks.Callback):
         self.ground_truth = ground_truth
         self.output = output
         self.found: dict[int, Any] = {}
-        self.result: OpenWorldResult | None = None
+        self.result: OpenWorldResult | None = None  # of the main process
+        self.step = -1  # at which it was
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -147,21 +148,23 @@ class Evaluation(callbacks.Callback):
         )
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        found, self.found = self.found, {}
+        found, self.found, self.step = self.found, {}, trainer.global_step
         if trainer.world_size > 1:
-            parts: list[Any] = [None] * trainer.world_size
-            dist.all_gather_object(parts, found)
-            found = {image: value for part in parts for image, value in part.items()}
-        recall = OpenWorldRecall(self.ground_truth)
-        for image, (boxes, scores, *_) in found.items():
-            recall.update(image, boxes, scores, box_format="xywh")
-        self.result = recall.result()
-        for group in ("unseen", "seen", "all"):
-            module.log(METRIC.format(group), self.result.ar(100, group))
+            parts: Any = [None] * trainer.world_size if trainer.is_global_zero else None
+            dist.gather_object(found, parts)
+            found = {image: value for part in parts or () for image, value in part.items()}
+        values = []
         if trainer.is_global_zero:
+            recall = OpenWorldRecall(self.ground_truth)
+            for image, (boxes, scores, *_) in found.items():
+                recall.update(image, boxes, scores, box_format="xywh")
+            self.result = recall.result()
+            values = [self.result.ar(100, group) for group in GROUPS]
             rows = ((image, *found[image]) for image in sorted(found))
             write_results(os.path.join(self.output, "coco_instances_results.json"), rows)
             self.result.to_json(os.path.join(self.output, "open_world_results.json"))
+        for group, value in zip(GROUPS, trainer.strategy.broadcast(values)):
+            module.log(METRIC.format(group), value)
 
 
 class Checkpoint(callbacks.Checkpoint):
@@ -182,12 +185,10 @@ class Checkpoint(callbacks.Checkpoint):
         if is_due and is_evaluated == evaluated:
             trainer.save_checkpoint(self.path)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        if (
-            trainer.fit_loop.epoch_loop.batch_progress.current.ready
-            % (trainer.accumulate_grad_batches)
-            == 0
-        ):
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._save(trainer, evaluated=False)
 
     def on_validation_end(self, trainer: pl.Trainer, *args: Any) -> None:
@@ -254,13 +255,10 @@ def make_trainer(
     Args:
         settings: see :class:`Training`; of them are used `iterations`, `precision`, `accumulate`,
             `clip` and `ema`.
-        output: a folder.
         device: where to compute; of several, the first.
-        metric: of an evaluation; chooses the best model, and ends a training after `patience`
-            evaluations without a better one.
+        metric: of an evaluation: what `patience` and the best model go by.
         start: iterations done before.
-
-    See :func:`oln_d2.standalone.train` for the others.
+        output, others: see :func:`oln_d2.standalone.train`.
     """
     output, parts = os.fspath(output), settings["accumulate"]
     hooks: list[Any] = [Progress(refresh_rate=10)]
