@@ -54,7 +54,9 @@ class ExportedGraph(nn.Module):
         model = self.model
         normalized = GeneralizedRCNNTransform.normalize(model.transform, image)
         divisor = model.transform.size_divisible
-        padded = F.pad(normalized, (0, -width % divisor, 0, -height % divisor))
+        # In this form the exporter sees that the sides are multiples: exact halves further down.
+        right, below = ((n + divisor - 1) // divisor * divisor - n for n in (width, height))
+        padded = F.pad(normalized, (0, right, 0, below))
         images = ImageList(padded[None], [(height, width)])
         features = model.backbone(images.tensors)
         (proposals,), _ = model.rpn(images, features)
