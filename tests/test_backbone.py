@@ -212,12 +212,26 @@ def test_without_timm(monkeypatch):
     build_detector(depth=10)
 
 
+def test_features_are_those_of_timm():
+    """Weights trained in timm would see shifted pixels if a stage were padded in another way."""
+    import timm
+
+    body = TimmFeatures(LITE).eval()
+    theirs = timm.create_model(LITE, features_only=True).eval()
+    theirs.load_state_dict(body.timm.state_dict())
+    for size in ((32, 32), (64, 96), (160, 224)):
+        image = torch.rand(1, 3, *size)
+        with torch.no_grad():
+            expected = [theirs(image)[i] for i in body.indices]
+            assert all(map(torch.equal, body(image).values(), expected))
+
+
 def test_export(tmp_path):
     """An exported model must find what the checkpoint finds, in images of any size."""
     from oln_d2.standalone.export import OnnxDetector, export
 
     sizes = {"min_size": 96, "max_size": 160}
-    model = standalone_model(50, backbone="mobilenetv3_small_050", **sizes)
+    model = standalone_model(50, backbone=LITE, **sizes)
     save_checkpoint(model, tmp_path / "model.safetensors")
     export(tmp_path / "model.safetensors", tmp_path / "model.onnx")
     image = torch.randint(0, 256, (3, 130, 77)) / 255

@@ -3,6 +3,7 @@
 import difflib
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -42,6 +43,9 @@ class TimmFeatures(nn.Module):
     ):
         super().__init__()
         self.timm = _create(name)
+        for module in self.timm.modules():
+            if type(module).__name__ == "Conv2dSame":
+                module.__class__ = _SameOfMultiples
         if weights is not None:
             _load(self.timm, name, weights)
         info = self.timm.feature_info
@@ -86,6 +90,21 @@ class TimmFeatures(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.timm(images)
         return {str(i): features[index] for i, index in enumerate(self.indices)}
+
+
+class _SameOfMultiples(nn.Conv2d):
+    """
+    timm's `Conv2dSame`, which works out its padding for each size in a way that torch.export cannot
+    follow; where sides are multiples of the stride, as here, it is always the same.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads: list[int] = []
+        for size, stride, dilation in zip(self.kernel_size, self.stride, self.dilation):
+            total = max((size - 1) * dilation + 1 - stride, 0)
+            pads = [total // 2, total - total // 2, *pads]  # the last side first
+        x = F.pad(x, pads)
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def _create(name):
