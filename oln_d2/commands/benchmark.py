@@ -4,6 +4,8 @@ Measures this package on this machine, side by side with others.
 
 import argparse
 
+from oln_d2.commands.arguments import pick
+
 HELP = "measure this package on this machine"
 
 
@@ -42,6 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the simulated masks")
     parser.set_defaults(benchmark=_masks)
+    parser = what.add_parser(
+        "training",
+        help="training steps, by number format and order in memory",
+        description="Training steps of a recipe of `train` with and without bfloat16 and channels "
+        "last, in turns: which options are worth it on this machine.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the recipe, YAML")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="default 8")
+    parser.add_argument("--steps", type=int, default=5, metavar="N", help="default 5, of each")
+    parser.add_argument("--device", default="cpu", help="default cpu")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and images")
+    parser.set_defaults(benchmark=_training)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -66,3 +80,11 @@ def _masks(args: argparse.Namespace) -> None:
 
     height, width = args.size
     benchmark_masks(args.masks, height, width, args.seed)
+
+
+def _training(args: argparse.Namespace) -> None:
+    from oln_d2.benchmark.training import benchmark_training
+    from oln_d2.commands.train import read_recipe
+
+    model = read_recipe(args.config).get("model", {})
+    benchmark_training(model, **pick(args, "batch_size steps device seed"))

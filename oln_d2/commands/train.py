@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> None:
     for name in ("run", "goes_on"):
         given.pop(name)
     if recipe := given.pop("config", None):
-        recipe = _read_recipe(recipe)
+        recipe = read_recipe(recipe)
         for name in ("split", "seen"):  # one of them
             if name in given:
                 recipe = {n: value for n, value in recipe.items() if n not in ("split", "seen")}
@@ -206,8 +206,17 @@ def run(args: argparse.Namespace) -> None:
         print(f"The model is {os.path.join(output, 'model_final.pth')}.")
 
 
-def _read_recipe(path: StrPath) -> dict[str, Any]:
-    """The options in a YAML file, by their names in Python."""
+def read_recipe(path: StrPath) -> dict[str, Any]:
+    """
+    Args:
+        path: a YAML file of options of this command.
+
+    Returns:
+        the options, by their names in Python, with the model's under "model".
+
+    Raises:
+        InputError: a file that cannot be read, or other options.
+    """
     from oln_d2.standalone import train
 
     with needs("--config", "train"):
