@@ -81,8 +81,8 @@ def needs(what: str, layer: str) -> Iterator[None]:
     except ImportError as error:
         if (error.name or "").partition(".")[0] in ("oln_d2", ""):
             raise  # a mistake in this package, or an error that has its sentence already
-        # PyTorch is what Detectron2 itself needs first.
-        layer = "torch" if error.name in ("torch", "torchvision") else layer
+        if layer == "detectron2" and error.name in ("torch", "torchvision"):
+            layer = "torch"  # which Detectron2 itself needs first
         raise ImportError(
             f"{what} needs {error.name}, which cannot be imported ({error}); {_INSTALL[layer]}"
         ) from None

@@ -191,5 +191,7 @@ def test_missing_layer_is_one_sentence(core, command):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
-    assert re.search(r"install .*\.\[torch\]|install .*detectron2\.git", line)
+    assert re.search(r"install .*\.\[(torch|train|export)\]|install .*detectron2\.git", line)
     assert not (core.folder / "out").exists()
+    if command.startswith(("train", "quickstart")):
+        assert "[train]" in line  # which includes the extra torch

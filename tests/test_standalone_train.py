@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -162,6 +164,29 @@ def test_resumed_run_is_the_uninterrupted_one(
     assert result["all"]["AR@100"] == expected["all"]["AR@100"]
     # Complete: resumed once more, it only evaluates. Weights to start from may be gone by then.
     run(coco, output, resume=True, weights="gone.pth", **settings)
+
+
+def test_killed_run_goes_on(coco, uninterrupted, tmp_path):
+    """A power cut must cost the iterations since the last checkpoint, and nothing else."""
+    annotations = coco / "coco/annotations"
+    recipe = {
+        **{"train_json": f"{annotations}/instances_train2017.json", "split": "voc", "seed": 5},
+        **{"images": f"{coco}/coco/train2017", "epochs": 3.2, "batch_size": 2, "warmup": 2},
+        **{"checkpoint_every": 3, "device": "cpu", "workers": 2, "scratch": True, "model": CONFIG},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    line = ["-m", "oln_d2", "train", "--config", tmp_path / "recipe.yaml", "--resume", "--output"]
+    line = [sys.executable, "-W", "ignore", *map(str, line), str(tmp_path / "out")]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "out/checkpoint.pth").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    done = command(*line[1:])
+    assert done.returncode == 0 and re.search("resumed after [368],", done.stdout), done.stderr
+    expected, found = parameters(uninterrupted[0]), parameters(tmp_path / "out")
+    assert all(torch.equal(expected[name], value) for name, value in found.items())
 
 
 @pytest.fixture(scope="module")

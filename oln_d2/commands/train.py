@@ -165,6 +165,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    with needs("train", "train"):
+        import torch  # noqa: F401  or its absence would be told, without the extra for training
     from oln_d2.standalone import train
 
     given = {name: value for name, value in vars(args).items() if value is not None}

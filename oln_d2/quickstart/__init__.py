@@ -2,7 +2,7 @@
 
 from oln_d2.checks import needs
 
-with needs("quickstart", "torch"):
+with needs("quickstart", "train"):
     from oln_d2.quickstart.run import quickstart
     from oln_d2.quickstart.synthetic import make_dataset
 
