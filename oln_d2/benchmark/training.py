@@ -38,7 +38,9 @@ def benchmark_training(
         from oln_d2.precision import computes_bfloat16, processor
         from oln_d2.standalone import build_detector
         from oln_d2.standalone.models import training_losses
+        from oln_d2.standalone.trainer import usable_device
 
+    device = str(usable_device(device))
     formats = ["float32", "bfloat16"] if computes_bfloat16(device) else ["float32"]
     orders = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
     variants = []

@@ -5,6 +5,7 @@ on the command line go before it.
 """
 
 import argparse
+import contextlib
 import difflib
 import logging
 import os
@@ -172,16 +173,17 @@ def run(args: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(args).items() if value is not None}
     for name in ("run", "goes_on"):
         given.pop(name)
-    if recipe := given.pop("config", None):
-        recipe = read_recipe(recipe)
-        for name in ("split", "seen"):  # one of them
-            if name in given:
-                recipe = {n: value for n, value in recipe.items() if n not in ("split", "seen")}
-        model = {**recipe.pop("model", {}), **{n: given[n] for n in MODEL if n in given}}
-        given = {**recipe, **given}
-    else:
-        model = {n: given[n] for n in MODEL if n in given}
-    options = {name: value for name, value in given.items() if name not in MODEL}
+    path = given.pop("config", None)
+    recipe = read_recipe(path) if path else {}
+    if "split" in given or "seen" in given:  # one of them
+        recipe = {name: value for name, value in recipe.items() if name not in ("split", "seen")}
+    options = {**recipe, **given}
+    model = {
+        **options.pop("model", {}),
+        **{name: options.pop(name) for name in MODEL if name in options},
+    }
+    if "depth" in given and "backbone" not in given:
+        model.pop("backbone", None)
     for name in ("train_json", "images"):
         if name not in options:
             raise InputError(f"--{name.replace('_', '-')} is missing; give the training data")
@@ -189,12 +191,16 @@ def run(args: argparse.Namespace) -> None:
     if not split:
         raise InputError("--split or --seen is missing; give the categories that are annotated")
     output = options.setdefault("output", "output/train")
-    is_main = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+    ranks = "RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"
+    is_main = all(os.environ.get(name, "0") == "0" for name in ranks)
     if is_main:  # which images and objects are left out, and why
         logging.basicConfig(format="%(message)s")
         logging.getLogger("oln_d2").setLevel(logging.INFO)
     timm = model.get("backbone")
-    if options.pop("scratch", False):
+    scratch = options.pop("scratch", False)
+    if scratch and ("weights" in options or "weights_backbone" in options):
+        raise InputError("--scratch starts from no weights; leave it out, or the weights")
+    if scratch:
         learning = {"norm": "BN", "fpn_norm": "GN"} if timm else {"norm": "GN"}
         model = {**learning, "trainable_backbone_layers": 5, "ltrb_init": 0.5, **model}
     elif "weights" in options:
@@ -232,7 +238,14 @@ def read_recipe(path: StrPath) -> dict[str, Any]:
         raise InputError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no options by name, such as `epochs: 8`")
-    options = {str(name).replace("-", "_"): value for name, value in content.items()}
+    options = {
+        str(name).replace("-", "_"): value for name, value in content.items() if value is not None
+    }
+    for name in ("epochs", "lr", "clip", "ema"):  # to YAML 1e-3 is text
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            options[name] = float(options[name])
+    if "split" in options and "seen" in options:
+        raise InputError(f"{path}: has split and seen; both are the seen categories, give one")
     known = {*signature(train).parameters, *MODEL, "seen", "scratch", "model"} - {"config"}
     for name in options:
         if name not in known:

@@ -20,7 +20,7 @@ from oln_d2.checks import InputError
 from oln_d2.standalone.data import mix_seed
 
 
-class TrainingBatches(Sampler):
+class SeededBatches(Sampler):
     """
     Yields for each iteration this process's part of the batch: pairs (index, seed of the image's
     augmentation).
@@ -57,7 +57,7 @@ class TrainingBatches(Sampler):
 
 
 class SeededImages(Dataset):
-    """A data set of Detectron2 behind the pairs of :class:`TrainingBatches`."""
+    """A data set of Detectron2 behind the pairs of :class:`SeededBatches`."""
 
     def __init__(self, images: Dataset):
         self.images = images
@@ -81,7 +81,7 @@ def build_loader(
         sampler: as of Detectron2; default DATALOADER.SAMPLER_TRAIN.
 
     Returns:
-        endless, lists of inputs; its `batch_sampler` is a :class:`TrainingBatches`.
+        endless, lists of inputs; its `batch_sampler` is a :class:`SeededBatches`.
     """
     kwargs = {} if sampler is None else {"sampler": sampler}
     built = build_detection_train_loader(
@@ -92,7 +92,7 @@ def build_loader(
     size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     return DataLoader(
         SeededImages(built.dataset),
-        batch_sampler=TrainingBatches(built.sampler, size, groups),
+        batch_sampler=SeededBatches(built.sampler, size, groups),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
         generator=torch.Generator(),  # or it would draw from the one of the training

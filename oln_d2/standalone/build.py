@@ -143,10 +143,16 @@ def build_detector(
     )
     pyramid = nn.Sequential(OrderedDict(body=body, fpn=fpn))
     pyramid.out_channels = fpn_channels
-    if architecture == "oln_mask":
-        model = _oln_mask(pyramid, norm=norm, **settings)
-    else:
-        model = (OLNBox if architecture == "oln_box" else _faster_rcnn)(pyramid, **settings)
+    try:
+        if architecture == "oln_mask":
+            model = _oln_mask(pyramid, norm=norm, **settings)
+        else:
+            model = (OLNBox if architecture == "oln_box" else _faster_rcnn)(pyramid, **settings)
+    except TypeError as error:
+        names = ", ".join([*backbone_settings, *DEFAULTS[architecture]])
+        raise InputError(
+            f"a setting of {architecture} does not fit: {error}; it has {names}"
+        ) from None
     model.config = {"architecture": architecture, **backbone_settings, **settings}
     return model
 
@@ -269,7 +275,7 @@ def load_detector(path: StrPath, config: dict[str, Any] | None = None) -> nn.Mod
         )
     try:
         model = build_detector(**config)
-    except TypeError as error:  # of a later version of this package
+    except InputError as error:  # of a later version of this package
         raise InputError(
             f"{path}: has settings that are not known here ({error}); update oln_d2"
         ) from None

@@ -41,7 +41,7 @@ def read_image(path: StrPath) -> Tensor:
     return to_tensor(open_image(path))
 
 
-class Source(NamedTuple):
+class CocoSource(NamedTuple):
     """One data set: annotations in COCO format, the folder of their images, the seen categories."""
 
     json_file: StrPath
@@ -72,25 +72,34 @@ class CocoImages(Dataset):
         InputError: see there.
     """
 
-    def __init__(self, sources: Sequence[Source], max_size: int, training: bool):
+    def __init__(self, sources: Sequence[CocoSource], max_size: int, training: bool):
         found = [load_images(*source, training) for source in sources]
         records = [record for part in found for record in part]
-        self.sources = [Source(*source) for source in sources]
+        self.sources = [CocoSource(*source) for source in sources]
         self.max_size = max_size
         self.lengths = [len(part) for part in found]
         self.source_of = np.repeat(np.arange(len(found)), self.lengths)
         self.image_ids = [record["id"] for record in records]
-        self.file_names = [record["file_name"] for record in records]
         # As arrays, or each worker of the loader would in time copy all of these small objects.
         self.sizes = np.array([(record["height"], record["width"]) for record in records])
+        names = [os.fsencode(record["file_name"]) for record in records]
+        self.names = np.frombuffer(b"".join(names), np.uint8)
+        self.name_ends = np.cumsum([len(name) for name in names])
         self.noted = torch.zeros(1).share_memory_()  # by one of the processes that load images
-        self.boxes = [
-            np.array([a["bbox"] for a in record["annotations"]], np.float32).reshape(-1, 4)
-            for record in records
-        ]
+        boxes = [a["bbox"] for record in records for a in record["annotations"]]
+        self.boxes = np.array(boxes, np.float32).reshape(-1, 4)  # XYWH
+        self.box_ends = np.cumsum([len(record["annotations"]) for record in records])
+
+    def _annotated(self, index):
+        """The file name and the boxes of an image, as the file has them."""
+        name, boxes = (
+            values[ends[index - 1] if index else 0 : ends[index]]
+            for values, ends in ((self.names, self.name_ends), (self.boxes, self.box_ends))
+        )
+        return os.fsdecode(name.tobytes()), boxes
 
     def __len__(self) -> int:
-        return len(self.file_names)
+        return len(self.sizes)
 
     def __getitem__(self, view: View) -> tuple[Tensor, dict[str, Tensor]]:
         """
@@ -104,13 +113,14 @@ class CocoImages(Dataset):
             InputError: the image is broken, or not as large as the annotations say.
         """
         json_file, image_root, _ = self.sources[self.source_of[view.index]]
-        path = os.path.join(image_root, self.file_names[view.index])
+        name, boxes = self._annotated(view.index)
+        path = os.path.join(image_root, name)
         height, width = self.sizes[view.index].tolist()
         picture, as_stored = open_annotated(path, (height, width), json_file)
         if as_stored and not self.noted:
             self.noted += 1
             print(as_stored_note(path, json_file), file=sys.stderr, flush=True)
-        boxes = torch.from_numpy(self.boxes[view.index].copy())
+        boxes = torch.from_numpy(boxes.copy())
         boxes[:, 2:] += boxes[:, :2]
         boxes[:, 0::2].clamp_(0, width)
         boxes[:, 1::2].clamp_(0, height)
@@ -150,8 +160,9 @@ class CocoImages(Dataset):
     def digest(self) -> int:
         """A number that differs where the images or the boxes do."""
         ret = 0
-        for name, boxes in zip(self.file_names, self.boxes):
-            ret = zlib.crc32(boxes.tobytes(), zlib.crc32(name.encode(), ret))
+        for index in range(len(self)):
+            name, boxes = self._annotated(index)
+            ret = zlib.crc32(boxes.tobytes(), zlib.crc32(os.fsencode(name), ret))
         return ret
 
 
@@ -205,7 +216,7 @@ class TrainingBatches(Sampler):
     Args:
         lengths: images of each data set, one after another.
         batch_size: images of an iteration, of all processes together.
-        iterations: which ones to go through.
+        iterations: which ones to go through, up to the last of the run.
         seed: 0 or more.
         min_sizes: one is drawn for each view.
         weights: how often images of each data set are drawn, in proportion to each other; None: as
@@ -241,7 +252,7 @@ class TrainingBatches(Sampler):
         self.groups = groups if groups is not None and len(set(groups)) > 1 else None
         self.own = batch_size // world_size
         self.first = rank * self.own
-        self._epoch: tuple[int, list[View]] = -1, []
+        self._epoch: tuple[int, list[np.ndarray]] = -1, []  # columns of its views
         self._chunk: tuple[int, list[View]] = -1, []
 
     def __len__(self) -> int:
@@ -257,22 +268,24 @@ class TrainingBatches(Sampler):
         if self.groups is None:
             return [self._view(iteration * size + i) for i in range(size)]
         chunk, place = divmod(iteration, GROUPED)
+        number = min(GROUPED, self.iterations.stop - chunk * GROUPED)  # of its batches
         if chunk != self._chunk[0]:
             begin = chunk * GROUPED * size
-            views = [self._view(begin + i) for i in range(GROUPED * size)]
+            views = [self._view(begin + i) for i in range(number * size)]
             views.sort(key=lambda view: self.groups[view.index])
             self._chunk = chunk, views
-        order = np.random.default_rng(mix_seed(self.seed, 0, 0, chunk)).permutation(GROUPED)
+        order = np.random.default_rng(mix_seed(self.seed, 0, 0, chunk)).permutation(number)
         return self._chunk[1][order[place] * size :][:size]
 
     def _view(self, position):
         epoch, place = divmod(position, self.num_images)
         if epoch != self._epoch[0]:
             self._epoch = epoch, self._draw(epoch)
-        return self._epoch[1][place]
+        index, size, *rest = (column[place].item() for column in self._epoch[1])
+        return View(index, self.min_sizes[size], *rest)
 
     def _draw(self, epoch):
-        """The views of an epoch."""
+        """The views of an epoch, in columns; of the size its place in `min_sizes`."""
         generator, number = _generator(self.seed, 0, epoch), self.num_images
         order = torch.randperm(number, generator=generator)
         if self.weights is not None:
@@ -282,8 +295,7 @@ class TrainingBatches(Sampler):
         zooms, across, down = torch.rand(3, number, generator=generator)
         low, high = self.zooms or (1.0, 1.0)
         columns = order, sizes, flips, low + (high - low) * zooms, across, down
-        rows = zip(*(column.tolist() for column in columns))
-        return [View(index, self.min_sizes[size], *rest) for index, size, *rest in rows]
+        return [column.numpy() for column in columns]
 
     def _weighted(self, epoch):
         """

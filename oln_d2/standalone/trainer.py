@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 from collections.abc import Sequence
-from inspect import signature
 from typing import Any
 
 import torch
@@ -36,8 +35,8 @@ from oln_d2.standalone.checkpoint import (
 )
 from oln_d2.standalone.data import (
     CocoImages,
+    CocoSource,
     Loader,
-    Source,
     TrainingBatches,
     View,
     aspect_groups,
@@ -154,8 +153,20 @@ def train(
     if "LOCAL_WORLD_SIZE" in os.environ:  # of torchrun
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["WORLD_SIZE"]) // devices
-    lr = 0.02 * batch_size / 16 if lr is None else lr
+    path = os.path.join(output, "checkpoint.pth")
+    resumed = os.path.exists(path)
+    if resumed and not resume:
+        raise InputError(
+            f"{path}: exists; resume the run (--resume) or choose another output folder"
+        )
     config = {n: tuple(v) if isinstance(v, list) else v for n, v in (config or {}).items()}
+    if weights is not None:
+        if weights_backbone is not None:
+            raise InputError("weights hold those of the backbone, too; leave out weights_backbone")
+        # A model that goes on is built as it was, unless something else is asked for.
+        config = {**read_own_checkpoint(path if resumed else weights).get("config", {}), **config}
+    if resumed:
+        weights = weights_backbone = None
     architecture = config.get("architecture", "oln_box")
     elsewhere = "another one here; OLN-Mask is trained with train_net.py"
     check_limits(
@@ -179,6 +190,12 @@ def train(
         architecture=(architecture, Limit(lambda name: name != "oln_mask", elsewhere)),
     )
     check_limits(architecture=(architecture, one_of(*DEFAULTS)))
+    for name, values in (("data_weights", data_weights), ("more_data", more_data)):
+        if isinstance(values, str) or not isinstance(values, Sequence | None):
+            raise InputError(f"{name} is {values!r}; it has to be a list")
+    for source in more_data:
+        if isinstance(source, str) or len(source) != 3:
+            raise InputError(f"more_data: {source!r} is not [annotations, folder, seen categories]")
     for weight in data_weights or ():
         check_limits(data_weights=(weight, POSITIVE))
     if data_weights and len(data_weights) != 1 + len(more_data):
@@ -191,13 +208,20 @@ def train(
     shares = devices * num_nodes * accumulate
     multiple = f"a multiple of {shares}, the processes times the parts of a batch"
     check_limits(batch_size=(batch_size, Limit(lambda size: size % shares == 0, multiple)))
-    where = _usable_device(device, devices)
-    if amp and where.type != "cuda":
-        raise InputError(f"amp needs a GPU, but the device is {where}; leave it out")
+    lr = 0.02 * batch_size / 16 if lr is None else lr
+    where = usable_device(device, devices)
+    if amp:
+        if where.type != "cuda" or precision not in ("float32", "float16"):
+            raise InputError(
+                f"amp is precision float16 on a GPU; here precision is {precision} and the device "
+                f"{where}; leave amp out"
+            )
+        precision = "float16"
     if precision == "auto":
         precision = "bfloat16" if computes_bfloat16(where) else "float32"
-    precision = "float16" if amp else precision.replace("float32", "")
-    usable_dtype(precision, where, "precision")
+    usable_dtype("" if precision == "float32" else precision, where, "precision")
+    if config.get("norm") == "BN" and devices * num_nodes > 1:
+        raise InputError("norm is BN, which learns in one process only; use FrozenBN, or GN")
     if (val_json is None) != (val_images is None):
         raise InputError("val_json and val_images go together; give both or neither")
     if val_json is None and (evaluate_every or patience):
@@ -205,31 +229,19 @@ def train(
     if patience and not evaluate_every:
         raise InputError("patience counts evaluations; give evaluate_every, too")
 
-    path = os.path.join(output, "checkpoint.pth")
-    resumed = os.path.exists(path)
-    if resumed and not resume:
-        raise InputError(
-            f"{path}: exists; resume the run (--resume) or choose another output folder"
-        )
-    sources = [Source(train_json, images, split), *(Source(*source) for source in more_data)]
+    sources = [
+        CocoSource(train_json, images, split),
+        *(CocoSource(*source) for source in more_data),
+    ]
     seen_of = [seen_names(source.seen) for source in sources]
     if len(set(map(frozenset, seen_of))) > 1 and "objectness_negatives" in DEFAULTS[architecture]:
         config.setdefault("objectness_negatives", False)
 
-    if weights is not None:
-        # A model that goes on is built as it was, unless something else is asked for.
-        config = {**read_own_checkpoint(path if resumed else weights).get("config", {}), **config}
-    if resumed:
-        weights = weights_backbone = None
     max_size = {**DEFAULTS[architecture], **config}["max_size"]
     dataset = CocoImages(sources, max_size, training=True)
     iterations = max(round(epochs * len(dataset) / batch_size), 1)
     torch.manual_seed(seed)
-    try:
-        model = build_detector(**config, weights_backbone=weights_backbone)
-    except TypeError as error:
-        names = ", ".join({**signature(build_detector).parameters, **DEFAULTS[architecture]})
-        raise InputError(f"a setting of the model does not fit: {error}; it has {names}") from None
+    model = build_detector(**config, weights_backbone=weights_backbone)
     if weights is not None:
         load_checkpoint(model, weights)
     model.train()
@@ -246,6 +258,7 @@ def train(
         **dict(data_weights=data_weights and list(data_weights), group_by_aspect=group_by_aspect),
         **dict(scale_jitter=scale_jitter and list(scale_jitter)),
         **dict(precision=precision, channels_last=channels_last),
+        **dict(evaluate_every=evaluate_every, patience=patience),
     }
     content = _read_run(path, settings) if resumed else {}
     start = content.get("global_step", 0)
@@ -256,7 +269,12 @@ def train(
         # shared with the data set while `ground_truth` is held.
         seen = _seen_in(val_json, settings["seen"]) if more_data else split
         ground_truth = GroundTruth.load(val_json, seen)
-        val_dataset = CocoImages([Source(val_json, val_images, seen)], max_size, training=False)
+        val_dataset = CocoImages([CocoSource(val_json, val_images, seen)], max_size, training=False)
+        if len(val_dataset) < devices * num_nodes:
+            raise InputError(
+                f"{val_json}: has {len(val_dataset)} images for {devices * num_nodes} processes; "
+                "use fewer, or more images"
+            )
         evaluation = Evaluation(val_dataset, ground_truth, output)
         if ground_truth.seen.all():
             metric = METRIC.format("seen")
@@ -305,7 +323,7 @@ def train(
             own = range(rank, len(val_dataset), world_size)
             views = [View(index, model.transform.min_size[-1]) for index in own]
             tests = Loader(val_dataset, len(views), sampler=views, **loading)
-        if start < iterations:
+        if start < iterations and not content.get("stopped"):
             meanwhile = tests if evaluate_every else None
             goes_on = {"ckpt_path": path, "weights_only": True} if resumed else {}
             try:
@@ -331,16 +349,27 @@ def _is_range(values: Sequence[float]) -> bool:
     return len(values) == 2 and 0 < values[0] <= values[1] < math.inf
 
 
-def _usable_device(name: str | None, devices: int) -> torch.device:
+def usable_device(name: str | None, devices: int = 1) -> torch.device:
+    """
+    Args:
+        name: PyTorch's; None: "cuda" if there is one, else "cpu".
+        devices: processes of this machine.
+
+    Raises:
+        InputError: it is not there, or there are not so many.
+    """
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()
+        own = int(os.environ.get("LOCAL_RANK", 0)) if devices > 1 and device.type == "cuda" else 0
+        torch.zeros(1, device=torch.device("cuda", own) if own else device).item()
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"device {name} cannot be used ({str(error).splitlines()[0]}); use cpu, or cuda with "
             "one process for each GPU"
         ) from None
+    if device.index is not None and devices > 1:
+        raise InputError(f"device is {name}, and devices {devices}; leave out one of them")
     if device.type == "cuda" and devices > torch.cuda.device_count():
         raise InputError(
             f"devices is {devices}, and PyTorch finds {torch.cuda.device_count()} GPUs here; give "

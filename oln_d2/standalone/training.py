@@ -19,6 +19,8 @@ import torch.distributed as dist
 from pytorch_lightning import callbacks, loggers
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from oln_d2.checks import InputError, interrupted
@@ -71,7 +73,7 @@ class Training(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Norms do not decay, as in Detectron2."""
-        kinds = nn.GroupNorm, nn.BatchNorm2d
+        kinds = nn.GroupNorm, nn.BatchNorm2d, nn.LayerNorm
         norms = {p for m in self.modules() if isinstance(m, kinds) for p in m.parameters()}
         learning = [p for p in self.parameters() if p.requires_grad]
         groups = [
@@ -110,7 +112,7 @@ class Training(pl.LightningModule):
             raise FloatingPointError(f"{where}: {DIVERGED}")
         checkpoint["model"] = {detectron2_name(n[len("model.") :]): v for n, v in state.items()}
         checkpoint.update(config=self.model.config, settings=self.settings)
-        checkpoint["processor"] = processor(self.device)
+        checkpoint.update(processor=processor(self.device), stopped=self.trainer.should_stop)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         names = self.model.state_dict()
@@ -180,7 +182,7 @@ class Checkpoint(callbacks.Checkpoint):
 
     def _save(self, trainer, evaluated):
         step = trainer.global_step
-        is_due = step % self.every == 0 or step == trainer.max_steps
+        is_due = step % self.every == 0 or step == trainer.max_steps or trainer.should_stop
         is_evaluated = bool(self.evaluate_every) and step % self.evaluate_every == 0
         if is_due and is_evaluated == evaluated:
             trainer.save_checkpoint(self.path)
@@ -196,6 +198,23 @@ class Checkpoint(callbacks.Checkpoint):
             self._save(trainer, evaluated=True)
 
 
+class Best(callbacks.ModelCheckpoint):
+    """`model_best.pth`, also if the output folder has been moved between two runs."""
+
+    FILE_EXTENSION = ".pth"
+
+    def __init__(self, output: str, metric: str):
+        super().__init__(output, "model_best", metric, mode="max", enable_version_counter=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        path = os.path.join(str(self.dirpath), "model_best.pth")
+        state = {**state_dict, "dirpath": self.dirpath}
+        if scores := list(state["best_k_models"].values()):  # one
+            state.update(best_model_path=path, kth_best_model_path=path)
+            state["best_k_models"] = dict(zip([path], scores))
+        super().load_state_dict(state)
+
+
 class Average(callbacks.WeightAveraging):
     """
     Moving average of the weights, over the fewer steps the fewer there were: so it needs no later
@@ -203,9 +222,16 @@ class Average(callbacks.WeightAveraging):
     """
 
     def __init__(self, decay: float):
-        super().__init__(
-            avg_fn=lambda mean, new, n: mean + (1 - min(decay, (1 + n) / (10 + n))) * (new - mean)
-        )
+        super().__init__(multi_avg_fn=self.average)
+        self.decay = decay
+
+    def average(self, means: Any, values: Any, number: Any) -> None:
+        number = float(number)  # once, since it may make a GPU wait
+        if means[0].is_floating_point():
+            weight = 1 - min(self.decay, (1 + number) / (10 + number))
+            torch._foreach_lerp_(means, values, weight)
+        else:
+            torch._foreach_copy_(means, values)
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -233,7 +259,7 @@ LOGGERS = {
     "wandb": lambda folder, start: loggers.WandbLogger(save_dir=folder, project="oln-d2"),
     "mlflow": lambda folder, start: loggers.MLFlowLogger("oln-d2", save_dir=f"{folder}/mlruns"),
 }
-PRECISIONS = {"": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
 def make_trainer(
@@ -269,9 +295,7 @@ def make_trainer(
     if patience is not None:
         hooks.append(callbacks.EarlyStopping(metric, patience=patience, mode="max"))
     if evaluate_every:
-        settings_of_best = dict(monitor=metric, mode="max", enable_version_counter=False)
-        hooks.append(best := callbacks.ModelCheckpoint(output, "model_best", **settings_of_best))
-        best.FILE_EXTENSION = ".pth"
+        hooks.append(Best(output, metric))
     path = os.path.join(output, "checkpoint.pth")
     hooks.append(Checkpoint(path, checkpoint_every, evaluate_every))
     strategy: Any = "auto"
@@ -307,15 +331,20 @@ def make_trainer(
 
 
 def run(trainer: pl.Trainer, work: str, *args: Any, **kwargs: Any) -> None:
-    """`trainer.fit` or `trainer.validate`; Ctrl-C is left to the caller, as it came."""
+    """
+    `trainer.fit` or `trainer.validate`. Ctrl-C and SIGTERM both are a KeyboardInterrupt, and no
+    process that was started here outlives an error.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
         with warnings.catch_warnings():
             # Of loaders that cannot be resumed (ours starts where it has to), few workers, folders.
             warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\.")
             getattr(trainer, work)(*args, **kwargs)
-    except SystemExit as error:
+    except BaseException as error:
         signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
-        if interrupted(error):
+        if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)
+        if interrupted(error) or isinstance(error, SIGTERMException):
             raise KeyboardInterrupt from None
         raise
