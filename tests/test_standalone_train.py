@@ -166,8 +166,12 @@ def test_resumed_run_is_the_uninterrupted_one(
     run(coco, output, resume=True, weights="gone.pth", **settings)
 
 
-def test_killed_run_goes_on(coco, uninterrupted, tmp_path):
-    """A power cut must cost the iterations since the last checkpoint, and nothing else."""
+@pytest.mark.parametrize("number, code", [(signal.SIGKILL, -9), (signal.SIGTERM, 130)])
+def test_killed_run_goes_on(coco, uninterrupted, tmp_path, number, code):
+    """
+    A power cut must cost the iterations since the last checkpoint, and nothing else; what comes
+    after the command in a script must not take a run that was told to end for a complete one.
+    """
     annotations = coco / "coco/annotations"
     recipe = {
         **{"train_json": f"{annotations}/instances_train2017.json", "split": "voc", "seed": 5},
@@ -181,8 +185,8 @@ def test_killed_run_goes_on(coco, uninterrupted, tmp_path):
     while not (tmp_path / "out/checkpoint.pth").exists():
         assert process.poll() is None
         time.sleep(0.02)
-    process.kill()
-    process.wait()
+    process.send_signal(number)
+    assert process.wait() == code
     done = command(*line[1:])
     assert done.returncode == 0 and re.search("resumed after [368],", done.stdout), done.stderr
     expected, found = parameters(uninterrupted[0]), parameters(tmp_path / "out")
@@ -215,6 +219,9 @@ def test_best_model_and_early_end(coco, tmp_path, whole):
     content = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
     assert content["global_step"] == 6 and result is not None  # of 20: at 4 and 6 no better than 2
     assert torch.load(tmp_path / "model_best.pth", weights_only=True)["global_step"] == 2
+    run(coco, tmp_path, lr=1e-9, epochs=8, evaluate_every=2, patience=2, resume=True)
+    again = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    assert again["global_step"] == 6  # it was complete
     assert load_detector(tmp_path / "model_best.pth").config == content["config"]
 
 
@@ -236,8 +243,14 @@ def test_logs(coco, tmp_path, whole):
         ({}, "checkpoint.pth: exists; resume"),
         ({"resume": True, "lr": 0.5}, "was trained with lr 0.0025, not 0.5"),
         ({"resume": True, "config": {**CONFIG, "max_size": 200}}, "with max_size 128, not 200"),
+        ({"resume": True, "patience": 3, "evaluate_every": 2}, "trained with evaluate_every None"),
         ({"val_images": None}, "give both or neither"),
-        ({"amp": True}, "amp needs a GPU"),
+        ({"amp": True}, "amp is precision float16 on a GPU; .* leave amp out"),
+        ({"config": {**CONFIG, "norm": "BN"}, "devices": 2}, "norm is BN, which learns in one"),
+        ({"weights": "a.pth", "weights_backbone": "b.pth"}, "leave out weights_backbone"),
+        ({"more_data": ["a.json"]}, "more_data: 'a.json' is not .annotations, folder, seen"),
+        ({"data_weights": 2}, "data_weights is 2; it has to be a list"),
+        ({"lr": "fast"}, "lr is fast; it has to be 0 or more"),
         ({"weights": "gone.pth"}, "gone.pth: no such file"),
         ({"config": {"architecture": "oln_mask"}}, "architecture is oln_mask; .* train_net.py"),
         ({"config": {"architecture": "yolo"}}, "architecture is yolo; it has to be one of oln_box"),
@@ -524,6 +537,9 @@ def test_batches_of_one_aspect():
     assert set(np.bincount(seen, minlength=400)) <= {3, 4, 5}
     later = batches(400, iterations=range(41, 100), groups=groups)
     assert later == whole[41:]
+    # Also where the run ends in the middle of what is grouped at once.
+    epoch = batches(400, size=10, iterations=range(40), groups=groups)
+    assert sorted(view.index for batch in epoch for view in batch) == list(range(400))
 
 
 @pytest.fixture
@@ -642,12 +658,13 @@ def test_recipe(coco, tmp_path, capsys):
         train-json: {coco}/coco/annotations/instances_train2017.json
         images: {coco}/coco/train2017
         split: voc
-        epochs: 100
+        epochs: 1e2
+        depth: 10
         batch_size: 2
         ema: 0.9
         device: cpu
         scratch: true
-        model: {{depth: 10, fpn_channels: 32, representation_size: 16, min_size: 64, max_size: 96}}
+        model: {{fpn_channels: 32, representation_size: 16, min_size: 64, max_size: 96}}
         """
     )
     command = ["train", "--config", str(recipe), "--output", str(tmp_path / "out")]
@@ -656,12 +673,14 @@ def test_recipe(coco, tmp_path, capsys):
     settings, config = content["settings"], content["config"]
     assert (settings["epochs"], settings["ema"], settings["seen"]) == (0.8, 0.9, ["person"])
     assert (config["max_size"], config["representation_size"], config["norm"]) == (80, 16, "GN")
+    assert config["depth"] == 10
     for text, message in (
         ("epoch: 3", "epoch is no option of train; near it: epochs"),
         ("epochs: [", "is no YAML"),
         ("- 3", "holds no options by name"),
         ("model: 3", "model holds no settings by name"),
         ("model: {dept: 3}", "dept"),
+        ("{split: voc, seen: cat}", "has split and seen"),
         ("lr: many", "lr is many; it has to be 0 or more"),
     ):
         recipe.write_text(text)
@@ -713,7 +732,9 @@ def test_bfloat16(coco, tmp_path):
         torch.load(tmp_path / name / "model_final.pth", weights_only=True)
         for name in ("half", "full")
     )
-    assert half["settings"]["precision"] == "bfloat16" and full["settings"]["precision"] == ""
+    assert (
+        half["settings"]["precision"] == "bfloat16" and full["settings"]["precision"] == "float32"
+    )
     assert half["processor"] == full["processor"] != ""
     name = "roi_heads.box_head.fc1.weight"
     assert half["model"][name].dtype == torch.float32
