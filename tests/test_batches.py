@@ -216,3 +216,20 @@ def test_jitter_of_a_long_image():
         image = np.zeros(shape, np.uint8)
         scaled = ResizeScale(0.1, 0.1, 100, 100).get_transform(image).apply_image(image)
         assert sorted(scaled.shape) == [1, 3, 10]
+
+
+def test_jitter_of_masks(config):
+    """Masks must be cropped as the image is, and boxes be those of what is left."""
+    from oln_d2.engine.trainer import Trainer
+
+    opts = ["INPUT.SCALE_JITTER", [2.0, 2.0], "INPUT.MAX_SIZE_TRAIN", 100, "MODEL.MASK_ON", True]
+    opts += ["INPUT.MASK_FORMAT", "bitmask", "DATASETS.TRAIN", ("dogs",), "SEED", 3]
+    opts += ["DATALOADER.NUM_WORKERS", 0]
+    loader = Trainer.build_train_loader(config(*opts))
+    found = [x for batch in itertools.islice(loader, 8) for x in batch if len(x["instances"])]
+    assert found
+    for x in found:
+        (mask,), (box,) = x["instances"].gt_masks.tensor, x["instances"].gt_boxes.tensor.int()
+        assert mask.shape == x["image"].shape[1:] == (100, 100)
+        assert mask.sum() == (box[2] - box[0]) * (box[3] - box[1])  # of a rectangle
+        assert x["image"][:, mask].float().mean() > x["image"][:, ~mask].float().mean()

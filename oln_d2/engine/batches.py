@@ -17,6 +17,7 @@ from detectron2.data.detection_utils import build_augmentation
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from oln_d2.checks import InputError
+from oln_d2.data.coco import to_rle
 from oln_d2.standalone.data import mix_seed
 
 
@@ -108,6 +109,18 @@ class ResizeScale(T.ResizeScale):
         return transform
 
 
+class BitmaskMapper(DatasetMapper):
+    """Makes bitmasks of polygons first, which Detectron2 crops with another package, shapely."""
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        size = record["height"], record["width"]
+        annotations = [
+            {**annotation, "segmentation": to_rle(annotation["segmentation"], *size)}
+            for annotation in record["annotations"]
+        ]
+        return super().__call__({**record, "annotations": annotations})
+
+
 def check_jitter(cfg: CfgNode) -> None:
     """
     Raises:
@@ -145,6 +158,7 @@ def build_training_mapper(cfg: CfgNode) -> DatasetMapper:
     # Not padded: the model pads a batch, and knows then which part of it is the image.
     augmentations = [ResizeScale(*jitter, side, side), T.FixedSizeCrop((side, side), pad=False)]
     augmentations += build_augmentation(cfg, is_train=True)[1:]  # without its resizing
-    return DatasetMapper(
+    mapper = BitmaskMapper if cfg.MODEL.MASK_ON else DatasetMapper
+    return mapper(
         cfg, is_train=True, augmentations=augmentations, recompute_boxes=cfg.MODEL.MASK_ON
     )
