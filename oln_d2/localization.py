@@ -229,7 +229,6 @@ def select_proposals(
     *,
     min_side: float = 0.0,
     nms: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
-    diverged: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """
     The proposals of an image: of the best boxes of each level those that are finite and have area,
@@ -241,18 +240,12 @@ def select_proposals(
         top_n: at most so many are kept.
         min_side: in pixels, see :func:`has_area`.
         nms: from boxes, logits and levels to the indices that it keeps, by descending logit.
-        diverged: given in training, see :func:`check_finite`.
 
     Returns:
         boxes, shape (P, 4), and logits, shape (P,), descending.
-
-    Raises:
-        FloatingPointError: with `diverged`, a prediction that is not finite.
     """
     logits, order = logits.sort(descending=True, stable=True)
     boxes, levels = boxes[order], levels[order]
-    if diverged:
-        check_finite(boxes, logits, diverged)
     finite = boxes.isfinite().all(dim=1) & logits.isfinite()
     boxes = clip_boxes_to_image(boxes, image_size)
     keep = (finite & has_area(boxes, min_side)).nonzero().squeeze(1)

@@ -31,6 +31,7 @@ def both(request, tmp_path_factory):
     cfg = load_config("cpu/oln_box_lite0_FPN.yaml")
     cfg.merge_from_list(
         ["MODEL.OLN.TIMM.NAME", name, "MODEL.OLN.TIMM.NORM", norm, "MODEL.FPN.NORM", fpn_norm or ""]
+        + ["MODEL.CHANNELS_LAST", True, "MODEL.FPN.IN_FEATURES", []]  # a run may have had them
         + ["MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 64]
         + ["INPUT.MIN_SIZE_TEST", 224, "INPUT.MAX_SIZE_TEST", 320]
     )

@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from conftest import NEEDS_DETECTRON2, ROOT, make_coco
@@ -148,13 +149,40 @@ def test_sets_that_do_not_go_together(config, opts, message):
         check_training_sets(config(*opts))
 
 
+def test_classes_that_are_known_late(config, coco):
+    """Detectron2's own registration reads the classes with the data; also then they must agree."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data.datasets import register_coco_instances
+
+    from oln_d2.engine.datasets import check_training_sets, load_training_sets
+
+    where = [str(coco / f"coco/{part}2017") for part in ("annotations/instances_train", "train")]
+    plain = ("plain", "plain again")
+    try:
+        for name in plain:
+            register_coco_instances(name, {}, f"{where[0]}.json", where[1])
+        cfg = config("DATASETS.TRAIN", plain)
+        check_training_sets(cfg)
+        assert len(load_training_sets(cfg)[0]) == 12
+        MetadataCatalog.remove("plain again")
+        cfg.DATASETS.TRAIN = ("dogs", "plain again")
+        check_training_sets(cfg)
+        with pytest.raises(InputError, match="dogs and plain again have different classes"):
+            load_training_sets(cfg)
+    finally:
+        for name in plain:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
 def test_sets_that_go_together(config, caplog):
     """Those that annotate the same must train as the paper does; a classifier at one's own risk."""
     from oln_d2.engine.datasets import check_training_sets
 
     cfg = config("DATASETS.TRAIN", tuple(NAMES))
-    cfg.DATASETS.TRAIN = ("dogs", "again")
-    check_training_sets(cfg)
+    for names in ("dogs", "again"), ("coco_2017_voc_train", "lvis_v1_voc_train"):
+        cfg.DATASETS.TRAIN = names
+        check_training_sets(cfg)
     check_training_sets(config(*POSITIVES, "DATASETS.TRAIN", tuple(NAMES)))
     assert not caplog.text
     reference = RECIPE.parent / "faster_rcnn_1_anchor_R_18_FPN_GN.yaml"
@@ -169,6 +197,7 @@ def test_sets_that_go_together(config, caplog):
         (["INPUT.SCALE_JITTER", [0.0, 1.0]], "two ascending numbers above 0"),
         (["INPUT.SCALE_JITTER", ["a", 1.0]], "two ascending numbers above 0"),
         (["INPUT.SCALE_JITTER", [0.1, 2.0], "INPUT.CROP.ENABLED", True], "CROP.ENABLED False"),
+        (["INPUT.SCALE_JITTER", [0.1, 2.0], "MODEL.MASK_ON", True], "MASK_FORMAT bitmask"),
     ],
 )
 def test_bad_jitter(config, opts, message):
@@ -177,3 +206,30 @@ def test_bad_jitter(config, opts, message):
 
     with pytest.raises(InputError, match=f"INPUT.SCALE_JITTER .*{message}"):
         build_training_mapper(config(*opts))
+
+
+def test_jitter_of_a_long_image():
+    """A strip of a scanner must not end the run by having no pixel left."""
+    from oln_d2.engine.batches import ResizeScale
+
+    for shape in (1000, 4, 3), (4, 1000, 3):
+        image = np.zeros(shape, np.uint8)
+        scaled = ResizeScale(0.1, 0.1, 100, 100).get_transform(image).apply_image(image)
+        assert sorted(scaled.shape) == [1, 3, 10]
+
+
+def test_jitter_of_masks(config):
+    """Masks must be cropped as the image is, and boxes be those of what is left."""
+    from oln_d2.engine.trainer import Trainer
+
+    opts = ["INPUT.SCALE_JITTER", [2.0, 2.0], "INPUT.MAX_SIZE_TRAIN", 100, "MODEL.MASK_ON", True]
+    opts += ["INPUT.MASK_FORMAT", "bitmask", "DATASETS.TRAIN", ("dogs",), "SEED", 3]
+    opts += ["DATALOADER.NUM_WORKERS", 0]
+    loader = Trainer.build_train_loader(config(*opts))
+    found = [x for batch in itertools.islice(loader, 8) for x in batch if len(x["instances"])]
+    assert found
+    for x in found:
+        (mask,), (box,) = x["instances"].gt_masks.tensor, x["instances"].gt_boxes.tensor.int()
+        assert mask.shape == x["image"].shape[1:] == (100, 100)
+        assert mask.sum() == (box[2] - box[0]) * (box[3] - box[1])  # of a rectangle
+        assert x["image"][:, mask].float().mean() > x["image"][:, ~mask].float().mean()

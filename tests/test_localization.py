@@ -9,6 +9,7 @@ from oln_d2.localization import (
     assign_anchors,
     box_quality,
     centerness,
+    check_finite,
     decode_ltrb,
     encode_ltrb,
     fuse_scores,
@@ -179,4 +180,4 @@ def test_proposals_of_an_image():
     )
     assert of_level_0[0].tolist() == [[0, 0, 10, 10]]
     with pytest.raises(FloatingPointError, match="RPN .*: lower the rate"):
-        select_proposals(boxes, logits, levels, (50, 100), 9, diverged="lower the rate")
+        check_finite(boxes, logits, "lower the rate")

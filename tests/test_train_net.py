@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -264,21 +265,59 @@ def test_bfloat16_and_channels_last(data, two_sets, tmp_path):
 
 @NEEDS_DETECTRON2
 @pytest.mark.parametrize(
-    "key, value, message",
+    "settings, message",
     [
-        ("EMA_DECAY", 1.0, "SOLVER.EMA_DECAY is 1.0; use a number from 0 to below 1"),
-        ("AMP.DTYPE", "half", "SOLVER.AMP.DTYPE is 'half'; use bfloat16"),
-        ("AMP.DTYPE", "float16", "SOLVER.AMP.DTYPE is float16, which needs a GPU"),
-        ("AMP.ENABLED", True, "by SOLVER.AMP.ENABLED. is float16, which needs a GPU"),
+        ("SOLVER.EMA_DECAY 1.0", "SOLVER.EMA_DECAY is 1.0; use a number from 0 to below 1"),
+        ("SOLVER.AMP.DTYPE half", "SOLVER.AMP.DTYPE is 'half'; use bfloat16"),
+        ("SOLVER.AMP.DTYPE float16", "SOLVER.AMP.DTYPE is float16, which needs a GPU"),
+        ("SOLVER.AMP.ENABLED True", "by SOLVER.AMP.ENABLED. is float16, which needs a GPU"),
+        ("SOLVER.EMA_DECAY 0.9 TEST.PRECISE_BN.ENABLED True", "set TEST.PRECISE_BN.ENABLED False"),
+        ("INPUT.SCALE_JITTER [2.0,0.1]", "INPUT.SCALE_JITTER is .* two ascending numbers"),
     ],
 )
-def test_bad_settings_of_the_solver(key, value, message):
+def test_bad_settings(settings, message):
     """They must be named before the data is read, not by an assertion of PyTorch after it."""
     from oln_d2.engine.trainer import Trainer
     from oln_d2.model_zoo import load_config
 
     with pytest.raises(InputError, match=message):
-        Trainer(load_config(ROOT / RECIPE, [f"SOLVER.{key}", value]))
+        Trainer(load_config(ROOT / RECIPE, settings.split()))
+
+
+@NEEDS_DETECTRON2
+def test_mixed_precision_of_detectron2s_heads():
+    """The reference detectors must pool RoIs at their places, not up to pixels beside them."""
+    from detectron2.structures import Boxes
+
+    from oln_d2.engine.trainer import Trainer
+    from oln_d2.model_zoo import load_config
+
+    recipe = ROOT / "configs/cpu/faster_rcnn_1_anchor_R_18_FPN_GN.yaml"
+    pooler = Trainer.build_model(load_config(recipe)).roi_heads.box_pooler
+    features = [torch.rand(1, 1, 256 // 2**i, 256 // 2**i).bfloat16() for i in range(4)]
+    boxes = [Boxes(torch.tensor([[901.3, 801.7, 963.9, 842.1]]))]
+    exact = pooler([feature.float() for feature in features], boxes)
+    assert torch.equal(pooler(features, boxes), exact)
+
+
+@NEEDS_DETECTRON2
+def test_loader_of_a_subclass(data, tmp_path):
+    """Detectron2's users override `build_train_loader`; such a trainer must go on training."""
+    from detectron2.data import build_detection_train_loader
+
+    from oln_d2.engine.trainer import Trainer
+    from oln_d2.model_zoo import load_config
+
+    class Own(Trainer):
+        build_train_loader = staticmethod(build_detection_train_loader)
+
+    where = str(data / "coco/annotations/instances_train2017.json"), str(data / "coco/train2017")
+    own = ["DATASETS.OWN", [["own", *where, "dog"]], "DATASETS.TRAIN", ("own",)]
+    own += ["DATASETS.TEST", (), "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", 2]
+    trainer = Own(load_config(ROOT / RECIPE, [*SMALL, *own]))
+    trainer.resume_or_load()
+    trainer.train()
+    assert (tmp_path / "model_final.pth").is_file()
 
 
 @NEEDS_DETECTRON2
@@ -294,6 +333,16 @@ def test_checkpoints_are_written_whole(tmp_path):
     for name in ("model_0000001", "model_0000002"):
         with pytest.raises((AttributeError, pickle.PicklingError)):
             checkpointer.save(name, iteration=2)
+    state.state_dict = dict
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as a full disk
+    try:
+        with pytest.raises(InputError, match=r"0000002.pth: cannot be written \(File too large"):
+            checkpointer.save("model_0000002", iteration=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint"] + [
         "model_0000001.pth"
     ]

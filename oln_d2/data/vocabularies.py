@@ -108,6 +108,8 @@ _COUNTERPARTS = {
 
 # COCO's 80 names, in the order of COCO's ids.
 COCO_NAMES = tuple(_COUNTERPARTS)
+# LVIS's counterparts alone are the same categories; those of others are kinds, or coarser.
+LVIS_TO_COCO = {lvis: name for name, (lvis, *_) in _COUNTERPARTS.items() if lvis}
 
 
 def counterparts(dataset: str, coco_names: Iterable[str]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from detectron2.data.detection_utils import build_augmentation
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from oln_d2.checks import InputError
+from oln_d2.data.coco import to_rle
 from oln_d2.standalone.data import mix_seed
 
 
@@ -99,17 +100,35 @@ def build_loader(
     )
 
 
-def build_training_mapper(cfg: CfgNode) -> DatasetMapper:
-    """
-    Returns:
-        with INPUT.SCALE_JITTER in place of INPUT.MIN_SIZE_TRAIN, if it is set.
+class ResizeScale(T.ResizeScale):
+    """Detectron2's rounds the short side of a long image to 0."""
 
-    Raises:
-        InputError: a jitter that is none, or together with INPUT.CROP.
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        transform = super().get_transform(image)
+        transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
+        return transform
+
+
+class BitmaskMapper(DatasetMapper):
+    """Makes bitmasks of polygons first, which Detectron2 crops with another package, shapely."""
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        size = record["height"], record["width"]
+        annotations = [
+            {**annotation, "segmentation": to_rle(annotation["segmentation"], *size)}
+            for annotation in record["annotations"]
+        ]
+        return super().__call__({**record, "annotations": annotations})
+
+
+def check_jitter(cfg: CfgNode) -> None:
     """
-    jitter, side = cfg.INPUT.SCALE_JITTER, cfg.INPUT.MAX_SIZE_TRAIN
+    Raises:
+        InputError: an INPUT.SCALE_JITTER that is none, or with INPUT.CROP or masks as polygons.
+    """
+    jitter = cfg.INPUT.SCALE_JITTER
     if not jitter:
-        return DatasetMapper(cfg, is_train=True)
+        return
     numbers = all(isinstance(scale, (int, float)) for scale in jitter)
     if len(jitter) != 2 or not numbers or not 0 < jitter[0] <= jitter[1] < np.inf:
         raise InputError(
@@ -118,9 +137,28 @@ def build_training_mapper(cfg: CfgNode) -> DatasetMapper:
         )
     if cfg.INPUT.CROP.ENABLED:
         raise InputError("INPUT.SCALE_JITTER crops already; set INPUT.CROP.ENABLED False")
+    if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
+        raise InputError(
+            "INPUT.SCALE_JITTER cannot crop masks that are polygons; set INPUT.MASK_FORMAT bitmask"
+        )
+
+
+def build_training_mapper(cfg: CfgNode) -> DatasetMapper:
+    """
+    Returns:
+        with INPUT.SCALE_JITTER in place of INPUT.MIN_SIZE_TRAIN, if it is set.
+
+    Raises:
+        InputError: see :func:`check_jitter`.
+    """
+    check_jitter(cfg)
+    jitter, side = cfg.INPUT.SCALE_JITTER, cfg.INPUT.MAX_SIZE_TRAIN
+    if not jitter:
+        return DatasetMapper(cfg, is_train=True)
     # Not padded: the model pads a batch, and knows then which part of it is the image.
-    augmentations = [T.ResizeScale(*jitter, side, side), T.FixedSizeCrop((side, side), pad=False)]
+    augmentations = [ResizeScale(*jitter, side, side), T.FixedSizeCrop((side, side), pad=False)]
     augmentations += build_augmentation(cfg, is_train=True)[1:]  # without its resizing
-    return DatasetMapper(
+    mapper = BitmaskMapper if cfg.MODEL.MASK_ON else DatasetMapper
+    return mapper(
         cfg, is_train=True, augmentations=augmentations, recompute_boxes=cfg.MODEL.MASK_ON
     )

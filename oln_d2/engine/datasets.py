@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import detectron2.utils.comm as comm
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
@@ -15,6 +16,7 @@ from detectron2.utils.file_io import PathManager
 from oln_d2.checks import InputError
 from oln_d2.data.coco import load_coco, load_images, read_mask
 from oln_d2.data.splits import seen_names
+from oln_d2.data.vocabularies import LVIS_TO_COCO
 from oln_d2.files import StrPath
 
 logger = logging.getLogger(__name__)
@@ -102,7 +104,8 @@ def select_masks(records: list[dict[str, Any]], mask_format: str) -> list[dict[s
 
 def check_training_sets(cfg: CfgNode) -> None:
     """
-    Check that the data sets of DATASETS.TRAIN, which are registered, go together.
+    Check that the data sets of DATASETS.TRAIN, which are registered, go together, as far as their
+    classes are known before they are read.
 
     Raises:
         InputError: none; DATASETS.TRAIN_WEIGHTS that do not fit; different classes; or seen
@@ -123,7 +126,12 @@ def check_training_sets(cfg: CfgNode) -> None:
             f"DATASETS.TRAIN_WEIGHTS does not go with DATALOADER.SAMPLER_TRAIN "
             f"{cfg.DATALOADER.SAMPLER_TRAIN}; leave out one of them"
         )
-    first = names[0]
+    _check_categories(cfg, [name for name in names if _classes(name)])
+
+
+def _check_categories(cfg, names):
+    """The part of :func:`check_training_sets` that needs the classes of the data sets."""
+    first = names[0] if names else None
     for name in names:
         if _classes(name) != _classes(first):
             raise InputError(
@@ -165,8 +173,9 @@ def warn_of_trained_but_unseen(cfg: CfgNode) -> None:
         metadata = MetadataCatalog.get(name)
         if metadata.get("evaluator_type") == "open_world_coco":
             content = load_coco(PathManager.get_local_path(metadata.json_file))
-            there = {_plain(category["name"]) for category in content["categories"]}
-            if wrong := sorted((seen & there) - _seen(name)):
+            unseen = seen - _seen(name)
+            there = {str(category["name"]) for category in content["categories"]}
+            if wrong := sorted(category for category in there if _plain(category) in unseen):
                 logger.warning(
                     f"DATASETS.TEST: {name} counts as unseen what training sees: "
                     f"{', '.join(wrong)}; add them to its seen categories"
@@ -180,10 +189,15 @@ def load_training_sets(
     Returns:
         the records of all data sets of DATASETS.TRAIN, Detectron2's standard dataset dicts, with
         masks only for MODEL.MASK_ON; and what draws from them by DATASETS.TRAIN_WEIGHTS, if given.
+
+    Raises:
+        InputError: see :func:`select_masks`; also for data sets whose classes are known only once
+            they are read, as those of Detectron2's `register_coco_instances`, see
+            :func:`check_training_sets`.
     """
     names, weights = cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS
     files = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else [None] * len(names)
-    parts = []
+    late, parts = not all(map(_classes, names)), []
     for name, file in zip(names, files, strict=True):
         records = get_detection_dataset_dicts(
             name,
@@ -197,6 +211,10 @@ def load_training_sets(
                 for annotation in record.get("annotations", ()):
                     annotation.pop("segmentation", None)
         parts.append(records)
+    if late:
+        _check_categories(cfg, names)
+    if comm.is_main_process():
+        warn_of_trained_but_unseen(cfg)
     total = sum(map(len, parts))
     shares = [weight / sum(weights) for weight in weights] or [len(part) / total for part in parts]
     if len(names) > 1:
@@ -211,7 +229,9 @@ def load_training_sets(
 
 
 def _plain(name):
-    return str(name).strip().casefold()
+    """A category's name to compare, LVIS's spelt as COCO's."""
+    folded = str(name).strip().casefold()
+    return LVIS_TO_COCO.get(folded, folded)
 
 
 def _classes(name):

@@ -24,6 +24,7 @@ from detectron2.data import (
 )
 from detectron2.engine import AMPTrainer, DefaultTrainer, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.modeling.poolers import ROIPooler
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -31,17 +32,26 @@ from torch.utils.data import DataLoader
 from oln_d2.checks import InputError, interrupted
 from oln_d2.data.coco import load_coco
 from oln_d2.data.images import open_annotated
-from oln_d2.engine.batches import build_loader, build_training_mapper
+from oln_d2.engine.batches import (
+    SeededBatches,
+    build_loader,
+    build_training_mapper,
+    check_jitter,
+)
 from oln_d2.engine.datasets import (
     check_training_sets,
     load_training_sets,
     register_own,
-    warn_of_trained_but_unseen,
 )
 from oln_d2.engine.evaluator import OpenWorldEvaluator
-from oln_d2.files import read_json, write_file, write_whole
+from oln_d2.files import read_json, write_file
 from oln_d2.precision import usable_dtype
-from oln_d2.standalone.checkpoint import another_model, read_checkpoint, read_own_checkpoint
+from oln_d2.standalone.checkpoint import (
+    another_model,
+    read_checkpoint,
+    read_own_checkpoint,
+    write_checkpoint,
+)
 from oln_d2.standalone.data import mix_seed
 
 logger = logging.getLogger(__name__)
@@ -50,6 +60,12 @@ logger = logging.getLogger(__name__)
 def _has_sentence(error):
     """Whether one sentence tells a user of an error."""
     return isinstance(error, (InputError, FloatingPointError)) or interrupted(error)
+
+
+def _in_float32(pooler, args):
+    """In half precision, ROIAlign would round the boxes as well, by up to pixels."""
+    features, *rest = args
+    return [feature.float() for feature in features], *rest
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
@@ -153,8 +169,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         content = {key: value.state_dict() for key, value in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info(f"Saving checkpoint to {path}")
-        with write_whole(path) as temporary, open(temporary, "wb") as file:
-            torch.save({"model": self.model.state_dict(), **content, **kwargs}, file)
+        write_checkpoint(path, self.model.state_dict(), **content, **kwargs)
         self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -319,6 +334,12 @@ class Trainer(DefaultTrainer):
             raise InputError(
                 f"SOLVER.EMA_DECAY is {cfg.SOLVER.EMA_DECAY}; use a number from 0 to below 1"
             )
+        if cfg.SOLVER.EMA_DECAY > 0 and cfg.TEST.PRECISE_BN.ENABLED:
+            raise InputError(
+                "TEST.PRECISE_BN does not reach the average that SOLVER.EMA_DECAY evaluates; set "
+                "TEST.PRECISE_BN.ENABLED False or SOLVER.EMA_DECAY 0"
+            )
+        check_jitter(cfg)
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         # Detectron2 would log the traceback of what one sentence says.
         logging.getLogger("detectron2.engine.train_loop").addFilter(
@@ -335,8 +356,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        layout = torch.channels_last if cfg.MODEL.CHANNELS_LAST else torch.preserve_format
-        return super().build_model(cfg).to(memory_format=layout)
+        model = super().build_model(cfg)
+        for module in model.modules():
+            if isinstance(module, ROIPooler):
+                module.register_forward_pre_hook(_in_float32)
+        if cfg.MODEL.CHANNELS_LAST:
+            model = model.to(memory_format=torch.channels_last)
+        return model
 
     def run_step(self) -> None:
         torch.manual_seed(mix_seed(self.seed, comm.get_rank(), self.iter))
@@ -344,8 +370,9 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> dict[str, Any]:
         """See :class:`DefaultTrainer`."""
-        batches = self.data_loader.batch_sampler
-        batches.start, batches.seed = self.start_iter, self.seed
+        batches = getattr(self.data_loader, "batch_sampler", None)
+        if isinstance(batches, SeededBatches):  # a subclass may build another loader
+            batches.start, batches.seed = self.start_iter, self.seed
         return super().train()
 
     def state_dict(self) -> dict[str, Any]:
@@ -386,8 +413,6 @@ class Trainer(DefaultTrainer):
         if training:
             check_training_sets(cfg)
         evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-        if training and comm.is_main_process():
-            warn_of_trained_but_unseen(cfg)
         if comm.get_local_rank() == 0:
             for name in cfg.DATASETS.TEST:
                 DatasetCatalog.get(name)

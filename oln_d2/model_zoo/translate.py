@@ -11,7 +11,7 @@ from oln_d2.standalone.build import CHANNELS, NORMS
 # What may differ from the paper's recipe: settings that the standalone model has, too, settings of
 # the training, and those of other models.
 _FREE = re.compile(
-    r"MODEL\.(DEVICE|WEIGHTS|PIXEL_|BACKBONE\.FREEZE|RESNETS\.DEPTH|FPN\.OUT_|ANCHOR_GENERATOR\.SIZES|"
+    r"MODEL\.(DEVICE|WEIGHTS|CHANNELS_LAST|PIXEL_|BACKBONE\.FREEZE|RESNETS\.DEPTH|FPN\.OUT_|ANCHOR_GENERATOR\.SIZES|"
     r"RPN\.(BATCH|POSITIVE|BOUNDARY|IOU|BBOX_REG_LOSS|LOSS|SMOOTH|PRE_|POST_\w+TRAIN|NMS)|"
     r"ROI_HEADS\.(BATCH|POSITIVE|IOU|PROPOSAL|NMS)|"
     r"ROI_BOX_HEAD\.(FC_DIM|BBOX_REG_LOSS|SMOOTH|TRAIN)|"
@@ -50,6 +50,8 @@ def detector_config(config_file: StrPath) -> dict[str, Any]:
         "MODEL.RPN.POST_NMS_TOPK_TEST": max(all_proposals, model.RPN.POST_NMS_TOPK_TEST),
         "INPUT.FORMAT": paper.INPUT.FORMAT,
     }
+    if depth == 10 or timm:
+        wanted["MODEL.FPN.IN_FEATURES"] = model.FPN.IN_FEATURES  # not used
     if depth == 10:
         wanted["MODEL.BACKBONE.NAME"] = _RESNET10
     if timm:
@@ -59,7 +61,8 @@ def detector_config(config_file: StrPath) -> dict[str, Any]:
         if not _FREE.match(key) and value != wanted.get(key):
             raise InputError(
                 f"{config_file}: {key} is {value!r}; without Detectron2 it can only be "
-                f"{wanted.get(key)!r}. `propose` runs this model with --config-file"
+                f"{wanted.get(key)!r}; this model runs with Detectron2 alone, in `oln-d2 propose` "
+                "by its --config-file"
             )
     return {
         "architecture": "oln_box",

@@ -19,7 +19,8 @@ def build_resnet10_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     width only and no GroupNorm of fewer channels.
 
     Args:
-        cfg: MODEL.RESNETS.{RES2_OUT_CHANNELS, NORM} and MODEL.FPN.{OUT_CHANNELS, NORM} are used.
+        cfg: MODEL.RESNETS.{RES2_OUT_CHANNELS, NORM} and MODEL.FPN.{OUT_CHANNELS, NORM, FUSE_TYPE}
+            are used.
         input_shape: the image's.
 
     Returns:
@@ -39,7 +40,7 @@ def build_resnet10_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
             )
         )
         in_channels = channels * 2**i
-    names = ["res2", "res3", "res4", "res5"]
+    names = [f"res{i}" for i in range(2, 6)]
     bottom_up = ResNet(BasicStem(input_shape.channels, channels, norm), stages, out_features=names)
     return _pyramid(bottom_up, cfg)
 
@@ -63,7 +64,8 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     A model of timm with FPN.
 
     Args:
-        cfg: MODEL.OLN.TIMM, MODEL.BACKBONE.FREEZE_AT and MODEL.FPN are used.
+        cfg: MODEL.OLN.TIMM, MODEL.BACKBONE.FREEZE_AT and MODEL.FPN.{OUT_CHANNELS, NORM,
+            FUSE_TYPE} are used.
         input_shape: the image's; timm's models want RGB.
 
     Returns:
@@ -81,7 +83,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 def _pyramid(bottom_up, cfg):
     return FPN(
         bottom_up,
-        cfg.MODEL.FPN.IN_FEATURES,
+        list(bottom_up.output_shape()),
         cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         top_block=LastLevelMaxPool(),

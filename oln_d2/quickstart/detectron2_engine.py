@@ -48,7 +48,7 @@ def train_and_detect(model: str, data: Path, folder: Path, seed: int, epochs: fl
     )
     for handler in setup_logger().handlers:
         handler.addFilter(_is_progress)
-    seed_all_rng(seed)  # the trainer itself does not look at SEED
+    seed_all_rng(seed)  # the weights to start from; all else follows from SEED
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)
     trainer.train()  # and detects in the end

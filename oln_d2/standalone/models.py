@@ -23,6 +23,7 @@ from oln_d2.checks import InputError
 from oln_d2.data.images import resized_shape
 from oln_d2.localization import (
     aligned_iou,
+    check_finite,
     decode_ltrb,
     fuse_scores,
     has_area,
@@ -261,19 +262,18 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
 
     def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
         """The proposals of :meth:`forward`, of boxes (N, R, 4), not clipped, and logits (N, R)."""
+        if self.training:
+            check_finite(proposals, objectness, DIVERGED)
         device = proposals.device
         levels = [torch.full((n,), i, device=device) for i, n in enumerate(num_anchors_per_level)]
         levels = torch.cat(levels)
         best = self._get_top_n_idx(objectness, num_anchors_per_level)
         top_n, iou = self.post_nms_top_n(), self.nms_thresh
-        settings = {
-            "nms": None if iou is None else partial(_nms_by_level, iou_threshold=iou),
-            "diverged": DIVERGED if self.training else None,
-        }
+        nms_by_level = None if iou is None else partial(_nms_by_level, iou_threshold=iou)
         ret = []
         for boxes, logits, i, shape in zip(proposals, objectness, best, image_shapes):
             boxes, logits = select_proposals(
-                boxes[i], logits[i], levels[i], shape, top_n, **settings
+                boxes[i], logits[i], levels[i], shape, top_n, nms=nms_by_level
             )
             ret.append({"boxes": boxes, OBJECTNESS.attribute: logits.sigmoid()})
         return ret
