@@ -128,7 +128,8 @@ def add_oln_config(cfg: CfgNode) -> None:
     # Training, with `train_net.py`
     # ---------------------------------------------------------------------------- #
     # Decay of the moving average (EMA) of the weights at each iteration, in [0, 1), such as 0.9998.
-    # The average is what is evaluated and what checkpoints hold. 0: without.
+    # The average is what is evaluated and what checkpoints hold; early in a run it is over fewer
+    # iterations. 0: without.
     _C.SOLVER.EMA_DECAY = 0.0
     # "bfloat16" or "float16" (a GPU's only): train with automatic mixed precision of this type. "":
     # float16 if Detectron2's SOLVER.AMP.ENABLED is True, float32 if not.

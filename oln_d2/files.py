@@ -7,6 +7,7 @@ import io
 import json
 import os
 import platform
+import re
 import secrets
 import sys
 import tempfile
@@ -165,15 +166,20 @@ def lock_folder(path: StrPath) -> IO[str]:
     own = f"{what} (process {os.getpid()} on {platform.node()}, since {since})"
     try:
         file = _Lock(open(os.path.join(path, ".lock"), "a+b"), encoding="utf-8")  # noqa: SIM115
-        if not _lock(file):
+        # Of a process that was killed, those that read images for it end some seconds later.
+        deadline = time.monotonic() + 10
+        while not _lock(file):
             file.seek(0)
             holder = file.read()
-            if f"(process {os.getppid()} on {platform.node()}," not in holder:
+            if f"(process {os.getppid()} on {platform.node()}," in holder:
+                break
+            if not _is_gone(holder) or time.monotonic() > deadline:
                 file.close()
                 raise InputError(
                     f"{path}: is in use by {holder or 'another process'}; wait for it or choose "
                     "another folder"
                 )
+            time.sleep(0.1)
         file.truncate(0)
         file.write(own)
         file.flush()
@@ -181,6 +187,20 @@ def lock_folder(path: StrPath) -> IO[str]:
         reason = error.strerror or error
         raise InputError(f"{path}: cannot be written to ({reason}); choose another") from None
     return file
+
+
+def _is_gone(holder: str) -> bool:
+    """Whether what :func:`lock_folder` writes is of a process of this machine that has ended."""
+    found = re.search(r"\(process (\d+) on (.*), since", holder)
+    if found is None or found[2] != platform.node():
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 class _Lock(io.TextIOWrapper):

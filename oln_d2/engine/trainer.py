@@ -26,7 +26,7 @@ from detectron2.engine import AMPTrainer, DefaultTrainer, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.modeling.poolers import ROIPooler
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from oln_d2.checks import InputError, interrupted
@@ -53,6 +53,7 @@ from oln_d2.standalone.checkpoint import (
     write_checkpoint,
 )
 from oln_d2.standalone.data import mix_seed
+from oln_d2.standalone.schedule import moving_average
 
 logger = logging.getLogger(__name__)
 
@@ -111,9 +112,7 @@ class EMA(hooks.HookBase):
 
     def __init__(self, model: nn.Module, decay: float):
         self._model = model
-        self._averaged = AveragedModel(
-            model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True
-        )
+        self._averaged = AveragedModel(model, multi_avg_fn=moving_average(decay), use_buffers=True)
         self.average = self._averaged.module
 
     def before_train(self):

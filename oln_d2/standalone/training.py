@@ -35,7 +35,7 @@ from oln_d2.standalone.checkpoint import write_checkpoint
 from oln_d2.standalone.data import CocoImages, mix_seed
 from oln_d2.standalone.models import DIVERGED, detect, training_losses
 from oln_d2.standalone.names import detectron2_name
-from oln_d2.standalone.schedule import lr_factor
+from oln_d2.standalone.schedule import lr_factor, moving_average
 
 METRIC = "AR@100 {}"  # of a group of objects
 MOMENTUM = 0.9
@@ -215,25 +215,6 @@ class Best(callbacks.ModelCheckpoint):
         super().load_state_dict(state)
 
 
-class Average(callbacks.WeightAveraging):
-    """
-    Moving average of the weights, over the fewer steps the fewer there were: so it needs no later
-    start, before which Lightning's `EMAWeightAveraging` would evaluate the weights at the start.
-    """
-
-    def __init__(self, decay: float):
-        super().__init__(multi_avg_fn=self.average)
-        self.decay = decay
-
-    def average(self, means: Any, values: Any, number: Any) -> None:
-        number = float(number)  # once, since it may make a GPU wait
-        if means[0].is_floating_point():
-            weight = 1 - min(self.decay, (1 + number) / (10 + number))
-            torch._foreach_lerp_(means, values, weight)
-        else:
-            torch._foreach_copy_(means, values)
-
-
 class WholeFiles(TorchCheckpointIO):
     """A file is written whole or not at all."""
 
@@ -289,7 +270,10 @@ def make_trainer(
     output, parts = os.fspath(output), settings["accumulate"]
     hooks: list[Any] = [Progress(refresh_rate=10)]
     if settings["ema"]:
-        hooks.append(Average(settings["ema"]))
+        # Not Lightning's `EMAWeightAveraging`, whose decay is fixed; and with a delayed start it
+        # would evaluate the weights at the start.
+        average = moving_average(settings["ema"])
+        hooks.append(callbacks.WeightAveraging(multi_avg_fn=average))
     if evaluation is not None:
         hooks.append(evaluation)
     if patience is not None:
