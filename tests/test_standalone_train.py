@@ -181,7 +181,9 @@ def test_killed_run_goes_on(coco, uninterrupted, tmp_path, number, code):
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     line = ["-m", "oln_d2", "train", "--config", tmp_path / "recipe.yaml", "--resume", "--output"]
     line = [sys.executable, "-W", "ignore", *map(str, line), str(tmp_path / "out")]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # In one thread, as all runs here: several add up in another order.
+    env, quiet = {**os.environ, "OMP_NUM_THREADS": "1"}, subprocess.DEVNULL
+    process = subprocess.Popen(line, cwd=ROOT, env=env, stdout=quiet, stderr=quiet)
     while not (tmp_path / "out/checkpoint.pth").exists():
         assert process.poll() is None
         time.sleep(0.02)

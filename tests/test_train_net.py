@@ -501,7 +501,7 @@ def test_stopped_and_in_use(data, tmp_path):
     finally:
         process.send_signal(signal.SIGINT)
         log, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, log
+    assert process.returncode in (130, -signal.SIGINT), log  # both are 130 to a shell
     assert "--resume" in log.splitlines()[-1] and "Traceback" not in log
 
 
