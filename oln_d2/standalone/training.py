@@ -226,9 +226,15 @@ class WholeFiles(TorchCheckpointIO):
 class Progress(callbacks.TQDMProgressBar):
     """One bar for the whole run, however many epochs that is."""
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description("training")
+    def on_train_start(self, *args: Any) -> None:
+        super().on_train_start(*args)
+        bar = self.train_progress_bar  # Lightning sets it up at an epoch's start, after no resume
+        bar.reset(self.trainer.num_training_batches)
+        bar.initial = bar.n = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        bar.set_description("training")
+
+    def on_train_epoch_start(self, *args: Any) -> None:
+        pass
 
     def get_metrics(self, *args: Any) -> dict[str, Any]:
         return {name: v for name, v in super().get_metrics(*args).items() if name != "v_num"}
