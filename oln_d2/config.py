@@ -92,8 +92,9 @@ def add_oln_config(cfg: CfgNode) -> None:
 
     # ---------------------------------------------------------------------------- #
     # Backbones of timm: MODEL.BACKBONE.NAME build_timm_fpn_backbone. Stages are frozen by
-    # Detectron2's MODEL.BACKBONE.FREEZE_AT; MODEL.PIXEL_MEAN and PIXEL_STD have to be timm's, times
-    # 255, with INPUT.FORMAT RGB; `oln-d2 convert --backbone` makes MODEL.WEIGHTS of timm's.
+    # Detectron2's MODEL.BACKBONE.FREEZE_AT, and MODEL.FPN.IN_FEATURES chooses levels ([]: all);
+    # MODEL.PIXEL_MEAN and PIXEL_STD have to be timm's, times 255, with INPUT.FORMAT RGB;
+    # `oln-d2 convert --backbone` makes MODEL.WEIGHTS of timm's.
     # ---------------------------------------------------------------------------- #
     _C.MODEL.OLN.TIMM = CfgNode()
     # A model of timm with features of strides 4, 8, 16 and 32.

@@ -45,7 +45,7 @@ def usable_dtype(
 ) -> torch.dtype | None:
     """
     Args:
-        name: "" for float32, "bfloat16" or "float16".
+        name: "float32" or "", "bfloat16" or "float16".
         device: one that is there.
         setting: what the user calls `name`, for the error.
 
@@ -55,13 +55,13 @@ def usable_dtype(
     Raises:
         InputError: another name, or a type that the device does not compute with.
     """
-    dtypes = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    dtypes = {"": None, "float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in dtypes:
-        raise InputError(f"{setting} is {name!r}; use bfloat16, float16 or nothing")
+        raise InputError(f"{setting} is {name!r}; use bfloat16, float16 or float32")
     if name == "float16" and torch.device(device).type == "cpu":
-        raise InputError(f"{setting} is float16, which needs a GPU; use bfloat16 or nothing")
+        raise InputError(f"{setting} is float16, which needs a GPU; use bfloat16 or float32")
     if name == "bfloat16" and not computes_bfloat16(device):
-        remedy = "nothing" if torch.device(device).type == "cpu" else "float16 or nothing"
+        remedy = "float32" if torch.device(device).type == "cpu" else "float16 or float32"
         raise InputError(
             f"{setting} is bfloat16, which {device} does not compute with (a CPU needs the flag "
             f"avx512_bf16 or amx_bf16 in /proc/cpuinfo); use {remedy}"

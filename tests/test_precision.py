@@ -34,7 +34,7 @@ def test_processors(flags, expected, monkeypatch):
     if expected:
         assert usable_dtype("bfloat16", "cpu") is torch.bfloat16
     else:
-        with pytest.raises(InputError, match="KEY is bfloat16, .* avx512_bf16 .*; use nothing"):
+        with pytest.raises(InputError, match="KEY is bfloat16, .* avx512_bf16 .*; use float32"):
             usable_dtype("bfloat16", "cpu", "KEY")
 
 
@@ -44,5 +44,5 @@ def test_names():
     assert usable_dtype("float16", "cuda") is torch.float16
     with pytest.raises(InputError, match="KEY is float16, which needs a GPU; use bfloat16"):
         usable_dtype("float16", "cpu", "KEY")
-    with pytest.raises(InputError, match="KEY is 'half'; use bfloat16, float16 or nothing"):
+    with pytest.raises(InputError, match="KEY is 'half'; use bfloat16, float16 or float32"):
         usable_dtype("half", "cpu", "KEY")

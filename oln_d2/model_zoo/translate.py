@@ -50,8 +50,8 @@ def detector_config(config_file: StrPath) -> dict[str, Any]:
         "MODEL.RPN.POST_NMS_TOPK_TEST": max(all_proposals, model.RPN.POST_NMS_TOPK_TEST),
         "INPUT.FORMAT": paper.INPUT.FORMAT,
     }
-    if depth == 10 or timm:
-        wanted["MODEL.FPN.IN_FEATURES"] = model.FPN.IN_FEATURES  # not used
+    if (depth == 10 or timm) and not model.FPN.IN_FEATURES:
+        wanted["MODEL.FPN.IN_FEATURES"] = []  # all of them, too
     if depth == 10:
         wanted["MODEL.BACKBONE.NAME"] = _RESNET10
     if timm:

@@ -83,7 +83,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 def _pyramid(bottom_up, cfg):
     return FPN(
         bottom_up,
-        list(bottom_up.output_shape()),
+        cfg.MODEL.FPN.IN_FEATURES or list(bottom_up.output_shape()),
         cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         top_block=LastLevelMaxPool(),

@@ -75,7 +75,7 @@ class CocoImages(Dataset):
     def __init__(self, sources: Sequence[CocoSource], max_size: int, training: bool):
         found = [load_images(*source, training) for source in sources]
         records = [record for part in found for record in part]
-        self.sources = [CocoSource(*source) for source in sources]
+        self.sources = list(sources)
         self.max_size = max_size
         self.lengths = [len(part) for part in found]
         self.source_of = np.repeat(np.arange(len(found)), self.lengths)
@@ -324,7 +324,7 @@ def aspect_groups(sizes: np.ndarray) -> np.ndarray:
         sizes: (n, 2), heights and widths.
 
     Returns:
-        (n,), from -2, twice as high as wide or more, to 2: batches of one group need little
-        padding, and make few shapes.
+        (n,), from -2, higher than 5 : 3, by way of 0, about square, to 2, wider than 5 : 3: batches
+        of one group need little padding, and make few shapes.
     """
     return np.clip(np.round(2 * np.log2(sizes[:, 1] / sizes[:, 0])), -2, 2).astype(int)

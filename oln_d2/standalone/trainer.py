@@ -219,7 +219,7 @@ def train(
         precision = "float16"
     if precision == "auto":
         precision = "bfloat16" if computes_bfloat16(where) else "float32"
-    usable_dtype("" if precision == "float32" else precision, where, "precision")
+    usable_dtype(precision, where, "precision")
     if config.get("norm") == "BN" and devices * num_nodes > 1:
         raise InputError("norm is BN, which learns in one process only; use FrozenBN, or GN")
     if (val_json is None) != (val_images is None):
