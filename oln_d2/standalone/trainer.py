@@ -3,6 +3,8 @@
 import contextlib
 import math
 import os
+import signal
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ from oln_d2.checks import (
     InputError,
     Limit,
     check_limits,
+    interrupted,
     needs,
     one_of,
 )
@@ -141,14 +144,7 @@ def train(
         FloatingPointError: training has diverged. What was saved before is kept.
     """
     with needs("training", "train"):
-        from oln_d2.standalone.training import (
-            LOGGERS,
-            METRIC,
-            Evaluation,
-            Training,
-            make_trainer,
-            run,
-        )
+        from oln_d2.standalone.training import LOGGERS, Evaluation, Training, make_trainer
 
     if "LOCAL_WORLD_SIZE" in os.environ:  # of torchrun
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -263,7 +259,6 @@ def train(
     content = _read_run(path, settings) if resumed else {}
     start = content.get("global_step", 0)
     evaluation = val_dataset = None
-    metric = METRIC.format("unseen")
     if val_json is not None and val_images is not None:
         # Read now, so that mistakes in it show before the training; once, since the content is
         # shared with the data set while `ground_truth` is held.
@@ -276,8 +271,6 @@ def train(
                 "use fewer, or more images"
             )
         evaluation = Evaluation(val_dataset, ground_truth, output)
-        if ground_truth.seen.all():
-            metric = METRIC.format("seen")
     trainer = make_trainer(
         settings,
         output,
@@ -286,9 +279,6 @@ def train(
         devices=devices,
         num_nodes=num_nodes,
         checkpoint_every=checkpoint_every,
-        evaluate_every=evaluate_every,
-        patience=patience,
-        metric=metric,
         logger_names=loggers,
         start=start,
     )
@@ -327,7 +317,7 @@ def train(
             meanwhile = tests if evaluate_every else None
             goes_on = {"ckpt_path": path, "weights_only": True} if resumed else {}
             try:
-                run(trainer, "fit", training, batches, meanwhile, **goes_on)
+                _run(trainer, "fit", training, batches, meanwhile, **goes_on)
             except FloatingPointError as error:
                 raise FloatingPointError(
                     f"{error}, in another output folder; {path}, if it is there, is good as "
@@ -341,8 +331,30 @@ def train(
         if tests is None or evaluation is None:
             return None
         if evaluation.step != trainer.global_step:  # not just done
-            run(trainer, "validate", training, tests, verbose=False)
+            _run(trainer, "validate", training, tests, verbose=False)
         return evaluation.result if trainer.is_global_zero else None
+
+
+def _run(trainer: Any, work: str, *args: Any, **kwargs: Any) -> None:
+    """
+    `trainer.fit` or `trainer.validate`. Ctrl-C and SIGTERM both are a KeyboardInterrupt, and no
+    process that was started here outlives an error.
+    """
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with warnings.catch_warnings():
+            # Of loaders that cannot be resumed (ours starts where it has to), few workers, folders.
+            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\.")
+            getattr(trainer, work)(*args, **kwargs)
+    except BaseException as error:
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+        if hasattr(trainer.strategy.launcher, "kill"):  # it has started processes
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        if interrupted(error) or isinstance(error, SIGTERMException):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _is_range(values: Sequence[float]) -> bool:

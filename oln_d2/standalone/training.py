@@ -7,8 +7,6 @@ import datetime
 import logging
 import math
 import os
-import signal
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,11 +17,9 @@ import torch.distributed as dist
 from pytorch_lightning import callbacks, loggers
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from oln_d2.checks import InputError, interrupted
+from oln_d2.checks import InputError
 from oln_d2.evaluation.coco_results import write_results
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.evaluation.open_world import OpenWorldRecall
@@ -127,6 +123,9 @@ class Evaluation(callbacks.Callback):
     Args:
         dataset: all images of `ground_truth`, which has annotations of all categories.
         output: the folder for the detections and the metrics.
+
+    Attributes:
+        metric: what `patience` and the best model go by.
     """
 
     def __init__(self, dataset: CocoImages, ground_truth: GroundTruth, output: StrPath):
@@ -134,6 +133,7 @@ class Evaluation(callbacks.Callback):
         self.ground_truth = ground_truth
         self.output = output
         self.found: dict[int, Any] = {}
+        self.metric = METRIC.format("seen" if ground_truth.seen.all() else "unseen")
         self.result: OpenWorldResult | None = None  # of the main process
         self.step = -1  # at which it was
 
@@ -258,22 +258,19 @@ def make_trainer(
     devices: int,
     num_nodes: int,
     checkpoint_every: int,
-    evaluate_every: int | None,
-    patience: int | None,
-    metric: str,
     logger_names: Sequence[str],
     start: int,
 ) -> pl.Trainer:
     """
     Args:
         settings: see :class:`Training`; of them are used `iterations`, `precision`, `accumulate`,
-            `clip` and `ema`.
+            `clip`, `ema`, `evaluate_every` and `patience`.
         device: where to compute; of several, the first.
-        metric: of an evaluation: what `patience` and the best model go by.
         start: iterations done before.
         output, others: see :func:`oln_d2.standalone.train`.
     """
     output, parts = os.fspath(output), settings["accumulate"]
+    evaluate_every = settings["evaluate_every"]
     hooks: list[Any] = [Progress(refresh_rate=10)]
     if settings["ema"]:
         # Not Lightning's `EMAWeightAveraging`, whose decay is fixed; and with a delayed start it
@@ -282,10 +279,10 @@ def make_trainer(
         hooks.append(callbacks.WeightAveraging(multi_avg_fn=average))
     if evaluation is not None:
         hooks.append(evaluation)
-    if patience is not None:
-        hooks.append(callbacks.EarlyStopping(metric, patience=patience, mode="max"))
-    if evaluate_every:
-        hooks.append(Best(output, metric))
+        if patience := settings["patience"]:
+            hooks.append(callbacks.EarlyStopping(evaluation.metric, patience=patience, mode="max"))
+        if evaluate_every:
+            hooks.append(Best(output, evaluation.metric))
     path = os.path.join(output, "checkpoint.pth")
     hooks.append(Checkpoint(path, checkpoint_every, evaluate_every))
     strategy: Any = "auto"
@@ -318,23 +315,3 @@ def make_trainer(
         enable_model_summary=False,
         default_root_dir=output,
     )
-
-
-def run(trainer: pl.Trainer, work: str, *args: Any, **kwargs: Any) -> None:
-    """
-    `trainer.fit` or `trainer.validate`. Ctrl-C and SIGTERM both are a KeyboardInterrupt, and no
-    process that was started here outlives an error.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        with warnings.catch_warnings():
-            # Of loaders that cannot be resumed (ours starts where it has to), few workers, folders.
-            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\.")
-            getattr(trainer, work)(*args, **kwargs)
-    except BaseException as error:
-        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
-        if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
-            launcher.kill(signal.SIGKILL)
-        if interrupted(error) or isinstance(error, SIGTERMException):
-            raise KeyboardInterrupt from None
-        raise
