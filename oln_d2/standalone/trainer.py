@@ -1,6 +1,7 @@
 """Training from Python: what is asked for is checked here, before anything starts."""
 
 import contextlib
+import datetime
 import math
 import os
 import signal
@@ -275,12 +276,10 @@ def train(
         settings,
         output,
         evaluation,
-        device=where,
-        devices=devices,
-        num_nodes=num_nodes,
-        checkpoint_every=checkpoint_every,
-        logger_names=loggers,
-        start=start,
+        checkpoint_every,
+        loggers,
+        start,
+        _machine(where, devices, num_nodes),
     )
     rank, world_size = trainer.global_rank, trainer.world_size
     sampler = TrainingBatches(
@@ -333,6 +332,25 @@ def train(
         if evaluation.step != trainer.global_step:  # not just done
             _run(trainer, "validate", training, tests, verbose=False)
         return evaluation.result if trainer.is_global_zero else None
+
+
+def _machine(device: torch.device, devices: int, num_nodes: int) -> dict[str, Any]:
+    """Arguments of Lightning's `Trainer`."""
+    from pytorch_lightning.strategies import DDPStrategy
+
+    machine: dict[str, Any] = {
+        "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
+        "devices": devices if device.index is None else [device.index],
+        "num_nodes": num_nodes,
+    }
+    if devices * num_nodes > 1:
+        machine["strategy"] = DDPStrategy(
+            # What is gathered of an evaluation goes by way of the CPU, and may take its time.
+            process_group_backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            timeout=datetime.timedelta(hours=2),
+            broadcast_buffers=False,  # those of frozen norms do not change
+        )
+    return machine
 
 
 def _run(trainer: Any, work: str, *args: Any, **kwargs: Any) -> None:

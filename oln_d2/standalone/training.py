@@ -3,7 +3,6 @@ Training on COCO-format data, on one or several processes. Model, losses, data a
 ours; the loop and all around it is PyTorch Lightning's.
 """
 
-import datetime
 import logging
 import math
 import os
@@ -16,7 +15,6 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning import callbacks, loggers
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
 from oln_d2.checks import InputError
@@ -187,10 +185,8 @@ class Checkpoint(callbacks.Checkpoint):
         if is_due and is_evaluated == evaluated:
             trainer.save_checkpoint(self.path)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if (args[-1] + 1) % trainer.accumulate_grad_batches == 0:
             self._save(trainer, evaluated=False)
 
     def on_validation_end(self, trainer: pl.Trainer, *args: Any) -> None:
@@ -253,20 +249,17 @@ def make_trainer(
     settings: dict[str, Any],
     output: StrPath,
     evaluation: Evaluation | None,
-    *,
-    device: torch.device,
-    devices: int,
-    num_nodes: int,
     checkpoint_every: int,
     logger_names: Sequence[str],
     start: int,
+    machine: dict[str, Any],
 ) -> pl.Trainer:
     """
     Args:
         settings: see :class:`Training`; of them are used `iterations`, `precision`, `accumulate`,
             `clip`, `ema`, `evaluate_every` and `patience`.
-        device: where to compute; of several, the first.
         start: iterations done before.
+        machine: arguments of Lightning's `Trainer`: devices and how they work together.
         output, others: see :func:`oln_d2.standalone.train`.
     """
     output, parts = os.fspath(output), settings["accumulate"]
@@ -285,20 +278,8 @@ def make_trainer(
             hooks.append(Best(output, evaluation.metric))
     path = os.path.join(output, "checkpoint.pth")
     hooks.append(Checkpoint(path, checkpoint_every, evaluate_every))
-    strategy: Any = "auto"
-    if devices * num_nodes > 1:
-        strategy = DDPStrategy(
-            # What is gathered of an evaluation goes by way of the CPU, and may take its time.
-            process_group_backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            timeout=datetime.timedelta(hours=2),
-            broadcast_buffers=False,  # those of frozen norms do not change
-        )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it found, and tips
     return pl.Trainer(
-        accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=devices if device.index is None or devices > 1 else [device.index],
-        num_nodes=num_nodes,
-        strategy=strategy,
         precision=PRECISIONS[settings["precision"]],
         plugins=[WholeFiles()],
         callbacks=hooks,
@@ -314,4 +295,5 @@ def make_trainer(
         use_distributed_sampler=False,  # ours shares by itself
         enable_model_summary=False,
         default_root_dir=output,
+        **machine,
     )
