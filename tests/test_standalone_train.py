@@ -1,5 +1,6 @@
 """Standalone training as users run it: real runs on tiny data."""
 
+import argparse
 import csv
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from torchvision.ops import box_iou
 
 from oln_d2.checks import InputError
 from oln_d2.cli import main
+from oln_d2.commands.train import add_arguments
 from oln_d2.precision import computes_bfloat16
 from oln_d2.standalone import build_detector, load_detector, save_checkpoint, train
 from oln_d2.standalone.data import (
@@ -905,6 +908,21 @@ def test_without_lightning(coco, tmp_path, monkeypatch, capsys, arguments):
         arguments = [*arguments, "--output", str(tmp_path / "out"), "--images", "4"]
     assert main(arguments) == 2
     assert "install the extra `train`" in capsys.readouterr().err
+
+
+def test_help_tells_the_defaults():
+    """The command leaves what is not given to the function: its help must not say otherwise."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    told = {action.dest: action.help for action in parser._actions}
+    checked = 0
+    for name, parameter in signature(train).parameters.items():
+        value = parameter.default
+        if type(value) in (int, float, str):
+            value = int(value) if isinstance(value, float) else value
+            assert re.search(rf"default {value}\b", told[name]), name
+            checked += 1
+    assert checked == 11
 
 
 def test_command_names_bad_input(coco, tmp_path):
