@@ -72,6 +72,10 @@ def add_oln_config(cfg: CfgNode) -> None:
     # Factor of the loss of that score. Paper: 1. (Of the box loss:
     # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT, 1.)
     _C.MODEL.OLN.BOX_SCORE_LOSS_WEIGHT = 1.0
+    # Whether sampled RoIs on no object teach that score, too: it then learns the quality of every
+    # RoI for the object that it overlaps most, by cross-entropy instead of L1. Paper: no. Ranks
+    # better where most of what the images show is annotated.
+    _C.MODEL.OLN.BOX_SCORE_NEGATIVES = False
 
     # The scores whose geometric mean ranks the detections: "objectness" (first stage), "box_score"
     # (second stage) and, where masks are predicted by OLNMaskHead, "mask_score". Paper: all there

@@ -49,6 +49,7 @@ def draw_proposals(
     masks: Sequence[Mapping[str, Any]] | None = None,
     objects: "Objects | None" = None,
     top: int = TOP,
+    least: float = 0.0,
 ) -> Image.Image:
     """
     Args:
@@ -59,11 +60,12 @@ def draw_proposals(
         masks: D COCO RLE.
         objects: the ground truth of the image.
         top: how many boxes are drawn at most.
+        least: see :func:`choose`.
 
     Returns:
         the image, enlarged or reduced to `SIDES`, with the legend below.
     """
-    order = choose(boxes, scores, top)
+    order = choose(boxes, scores, top, least)
     boxes, scores = boxes[order], scores[order]
     qualities = {name: values[order] for name, values in (qualities or {}).items()}
     width, height = image.size
@@ -115,19 +117,21 @@ def draw_proposals(
 
 
 def choose(
-    boxes: NDArray[np.float64], scores: NDArray[np.float64], top: int = TOP
+    boxes: NDArray[np.float64], scores: NDArray[np.float64], top: int = TOP, least: float = 0.0
 ) -> NDArray[np.int64]:
     """
     Args:
         boxes (D, 4)
         scores (D,)
         top: how many at most.
+        least: the least score, but of the best one.
 
     Returns:
         indices of the best, best first, without copies: boxes that overlap a better one by an IoU
         above `FOLD_IOU`.
     """
     order = np.argsort(-scores, kind="stable")
+    order = order[: max((scores >= least).sum(), 1)]
     return order[nms(boxes[order], FOLD_IOU)[:top]]
 
 

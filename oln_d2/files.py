@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -59,6 +60,14 @@ def read_json(path: StrPath) -> Any:
     except (ValueError, EOFError, zlib.error, RecursionError) as error:
         message = f"{path}: not complete, valid JSON ({error}); fetch or write it again"
         raise InputError(message) from None
+
+
+def file_digest(path: StrPath) -> str:
+    """SHA-256 of a file; of an address, which stays what it is, itself."""
+    if "://" in str(path):
+        return str(path)
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def check_output(path: StrPath, inputs: Iterable[StrPath]) -> None:

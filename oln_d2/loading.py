@@ -1,7 +1,9 @@
 """Which runtime runs a trained model: the file and the config file decide."""
 
+import importlib.util
 import os
 
+from oln_d2 import weights as shipped
 from oln_d2.checks import InputError, check_limits, needs, one_of
 from oln_d2.files import StrPath
 from oln_d2.model_zoo import get_checkpoint_url, load_config
@@ -17,16 +19,17 @@ def load(
     tiles: int | None = None,
 ) -> Proposer:
     """
-    Make a proposer of a trained model.
+    Make a proposer of a trained model; without arguments, of the one that this package ships.
 
-        proposer = oln_d2.load("model.pth")
+        proposer = oln_d2.load()
         for found in proposer(["street.jpg", "more/"]):
             print(found.name, found.boxes, found.scores)
 
     Args:
         weights: an exported `.onnx`, which needs no PyTorch; a checkpoint of `oln-d2 train`,
             `quickstart` or `convert`; or, with `config_file`, one of Detectron2. Without: the
-            trained weights of the recipe that `config_file` names.
+            trained weights of the recipe that `config_file` names, or the shipped ones, which need
+            PyTorch on a GPU only.
         config_file: Detectron2's; a file, or the name of a recipe of the model zoo.
         device: "cpu", "cuda" or "auto": CUDA where there is any.
         min_size, tiles: to find smaller objects, see :meth:`Proposer.look_closer`.
@@ -42,12 +45,12 @@ def load(
 
 
 def _load(weights, config_file, device):
+    if weights is None and config_file is None:
+        weights = shipped.find(".safetensors" if _on_cuda(device) else ".onnx")
+        proposer = _load(weights, None, device)
+        proposer.likely_score = shipped.card()["likely_score"]
+        return proposer
     if weights is None:
-        if config_file is None:
-            raise InputError(
-                "weights is missing; give a trained model (--weights), or with a config file "
-                "(--config-file) a recipe that has trained weights"
-            )
         weights = get_checkpoint_url(os.fspath(config_file))
     weights = os.path.expanduser(weights)
     if "://" not in weights and not os.path.isfile(weights):
@@ -74,3 +77,12 @@ def _load(weights, config_file, device):
     from oln_d2.standalone.proposer import StandaloneProposer
 
     return StandaloneProposer(weights, device)
+
+
+def _on_cuda(device):
+    """Whether PyTorch is to run on CUDA; it is imported only where it is installed."""
+    if device == "auto" and importlib.util.find_spec("torch") is not None:
+        import torch
+
+        return torch.cuda.is_available()
+    return device == "cuda"

@@ -91,6 +91,8 @@ class Proposals:
         masks (RLEMasks): D masks; None where the model has none.
         size (int, int): height and width of the image.
         name (str): the image's; "" if it was not read from a file.
+        likely_score (float): in [0, 1]; a box with at least this score is more likely an object
+            than not. 0 where nobody has measured that for the model.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Proposals:
         box_scores: ArrayLike | None = None,
         mask_scores: ArrayLike | None = None,
         masks: RLEMasks | list[dict[str, Any]] | None = None,
+        likely_score: float = 0.0,
     ):
         """
         Args:
@@ -117,6 +120,7 @@ class Proposals:
             InputError: the shapes do not fit each other.
         """
         self.size, self.name, self._image = size, name, image
+        self.likely_score = likely_score
         self.scores = _floats(scores)
         self.boxes = _floats(boxes)
         if self.boxes.ndim == 1:  # one box, or none
@@ -167,7 +171,9 @@ class Proposals:
         """Some of them: by a slice, a number, or an array of indices or bools."""
         index = np.atleast_1d(np.arange(len(self))[item])
         fields = {name: value[index] for name, value in self._fields().items()}
-        return Proposals(**fields, size=self.size, name=self.name, image=self._image)
+        ret = Proposals(**fields, size=self.size, name=self.name, image=self._image)
+        ret.likely_score = self.likely_score
+        return ret
 
     def top(self, k: int) -> "Proposals":
         """The k best."""
@@ -179,10 +185,17 @@ class Proposals:
         check_limits(iou=(iou, FRACTION))
         return self[nms(self.boxes, iou)]
 
+    def likely(self) -> "Proposals":
+        """
+        Those to look at: with `likely_score` or more, and the best one in any case, without near
+        copies, boxes that overlap a better one by an IoU above 0.5.
+        """
+        return self[drawing.choose(self.boxes, self.scores, len(self), self.likely_score)]
+
     def draw(self, top: int = drawing.TOP, objects: "drawing.Objects | None" = None) -> Image.Image:
         """
         Args:
-            top: how many are drawn, the best without near copies.
+            top: how many are drawn at most, the best of :meth:`likely`.
             objects: the ground truth, drawn as well.
 
         Returns:
@@ -194,9 +207,8 @@ class Proposals:
         """
         check_limits(top=(top, POSITIVE_INT))
         masks = self.masks.rles if self.masks is not None else None
-        return drawing.draw_proposals(
-            self.image, self.boxes, self.scores, self.qualities(), masks, objects, top
-        )
+        more = self.qualities(), masks, objects, top, self.likely_score
+        return drawing.draw_proposals(self.image, self.boxes, self.scores, *more)
 
     def crops(self) -> list[Image.Image]:
         """

@@ -248,3 +248,40 @@ def test_without_onnx(package, exported, tmp_path):
         [*map(str, command), str(tmp_path / "model.onnx")], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2 and "[export]" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_half_the_size(tmp_path):
+    """Weights that float16 holds stay so in the file, also where a norm scales them."""
+    model = standalone_model(norm="FrozenBN", min_size=160, max_size=260, box_nms_thresh=0.5)
+    for name, value in model.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.3, 3)  # so that the exporter changes the convolutions
+    whole, half = tmp_path / "whole.pth", tmp_path / "half.safetensors"
+    save_checkpoint(model, str(whole))
+    assert main(["convert", str(whole), str(half), "--half"]) == 0
+    sizes = {}
+    for path in (whole, half):
+        export(path, tmp_path / f"{path.stem}.onnx")
+        sizes[path.stem] = path.stat().st_size, (tmp_path / f"{path.stem}.onnx").stat().st_size
+    for of_whole, of_half in zip(sizes["whole"], sizes["half"]):
+        assert of_half < 0.55 * of_whole
+    model = load_detector(half)
+    assert all(value.dtype == torch.float32 for value in model.parameters())
+    image = to_tensor(noise(320, 240))
+    with torch.no_grad():
+        (expected,) = model([image])
+    (found,) = OnnxDetector(tmp_path / "half.onnx")([image])
+    assert len(found["scores"]) > 20
+    assert_same(found, expected, 320)
+
+
+def test_numbers_beyond_half(tmp_path, capsys):
+    model = standalone_model(norm="FrozenBN")
+    model.backbone.body.bn1.running_mean[0] = 1e5
+    save_checkpoint(model, str(tmp_path / "model.pth"))
+    out = tmp_path / "half.safetensors"
+    assert main(["convert", str(tmp_path / "model.pth"), str(out), "--half"]) == 2
+    assert "bn1.running_mean holds numbers beyond float16; leave out --half" in (
+        capsys.readouterr().err
+    )
+    assert not out.exists()

@@ -209,6 +209,20 @@ def test_score_target_centerness(first_n):
     assert storage.latest()["roi_head/centerness_target"][0] == pytest.approx(target.mean().item())
 
 
+@pytest.mark.parametrize("name", ["roi_one", "roi_no_gt"])
+def test_score_negatives(name, first_n):
+    """With BOX_SCORE_NEGATIVES the score must learn every RoI's best IoU, 0 where is no object."""
+    from torch.nn.functional import binary_cross_entropy
+    from torchvision.ops import box_iou
+
+    case = Case(name, build_roi_heads(BOX_SCORE_NEGATIVES=True))
+    rois, _, (scores, _), losses, _ = training_losses(case)
+    boxes, gt = rois[0].proposal_boxes.tensor, case.gt[0].gt_boxes.tensor
+    target = box_iou(boxes, gt).amax(dim=1) if len(gt) else torch.zeros(len(boxes))
+    assert (rois[0].gt_classes != 0).any()
+    close(losses["loss_box_score"], binary_cross_entropy(scores[:, 0].sigmoid(), target))
+
+
 def test_score_loss_weight(first_n):
     """BOX_SCORE_LOSS_WEIGHT must scale the score's loss and nothing else."""
     once = training_losses(Case("roi_one"))[3]

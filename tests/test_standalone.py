@@ -126,9 +126,10 @@ def test_detections_of_an_image_file_agree(both, image_file):
 
 
 @NEEDS_DETECTRON2
-def test_losses_agree(both):
+@pytest.mark.parametrize("negatives", [False, True])
+def test_losses_agree(both, negatives):
     """
-    The same seed draws the same samples: the losses and gradients must be those of Detectron2.
+    The same seed draws the same samples: the losses must be those of Detectron2.
     """
     from detectron2.structures import Boxes, Instances
     from detectron2.utils.events import EventStorage
@@ -137,6 +138,7 @@ def test_losses_agree(both):
     torch.manual_seed(1)
     pixels = [torch.randint(0, 256, (3, *size)) for size in [(224, 224), (224, 301), (224, 250)]]
     ours.train(), theirs.train()
+    ours.roi_heads.score_negatives = theirs.roi_heads.box_predictor.score_negatives = negatives
     try:
         torch.manual_seed(7)
         actual = ours([p / 255 for p in pixels], [{"boxes": boxes} for boxes in GT])
@@ -150,6 +152,7 @@ def test_losses_agree(both):
             expected = theirs(inputs)
     finally:
         ours.eval(), theirs.eval()
+        ours.roi_heads.score_negatives = theirs.roi_heads.box_predictor.score_negatives = False
     assert set(actual) == set(expected)
     for name in expected:
         assert expected[name] > 1e-3

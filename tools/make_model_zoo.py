@@ -1,7 +1,9 @@
 """Prints `MODEL_ZOO.md`: `python tools/make_model_zoo.py > MODEL_ZOO.md`."""
 
 from itertools import groupby
+from pathlib import Path
 
+from oln_d2 import weights
 from oln_d2.model_zoo import rows
 
 HEAD = """\
@@ -43,13 +45,21 @@ def model_zoo_md() -> str:
         columns = ["recipe", "what", "weights", *metrics]
         table = [[column.capitalize() for column in columns], ["---"] * len(columns)]
         for row in members:
-            recipe, weights = row["recipe"], row.get("weights")
-            link = f"[file]({weights['url']}), sha256 `{weights['sha256']}`" if weights else "none"
-            cells = [f"[`{recipe}`](configs/{recipe})", row["what"], link]
+            recipe = row["recipe"]
+            cells = [f"[`{recipe}`](configs/{recipe})", row["what"], _link(row.get("weights"))]
             table.append(cells + [_metrics(row.get(key)) for key in metrics])
         text += f"\n## {GROUPS[group]}\n\n"
         text += "".join(f"| {' | '.join(line)} |\n" for line in table)
     return text
+
+
+def _link(name):
+    """To trained weights in the repository."""
+    if name is None:
+        return "none"
+    path = Path(weights.find(".safetensors", name)).relative_to(Path(__file__).resolve().parents[1])
+    digest = weights.card(name)["sha256"]["safetensors"]
+    return f"[file]({path.as_posix()}), sha256 `{digest}`"
 
 
 def _metrics(values):

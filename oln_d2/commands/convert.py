@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "needs Detectron2",
     )
     parser.add_argument(
+        "--half", action="store_true", help="store the numbers in float16: half the size"
+    )
+    parser.add_argument(
         "--backbone",
         metavar="NAME",
         help="IN holds pretrained weights of this model of timm, or is the word DEFAULT: they are "
@@ -40,8 +43,10 @@ def run(args: argparse.Namespace) -> None:
     from oln_d2.standalone.convert import convert_backbone, convert_checkpoint
 
     if args.backbone is not None:
-        if args.config_file is not None:
-            raise InputError("--config-file and --backbone exclude each other; give one")
+        for option in ("config_file", "half"):
+            if getattr(args, option):
+                name = option.replace("_", "-")
+                raise InputError(f"--{name} and --backbone exclude each other; give one")
         convert_backbone(args.source, args.target, args.backbone)
         print(
             f"Wrote {args.target}, for train_net.py: MODEL.BACKBONE.NAME build_timm_fpn_backbone "
@@ -53,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         from oln_d2.model_zoo.translate import detector_config
 
         config = detector_config(args.config_file)
-    model, unused = convert_checkpoint(args.source, args.target, config)
+    model, unused = convert_checkpoint(args.source, args.target, config, args.half)
     config = model.config
     print(
         f"{config['architecture']}: {config['backbone'] or 'ResNet-{depth}'.format(**config)}, "

@@ -23,6 +23,7 @@ FORMATS = {
 EXAMPLES = "formats:\n" + "".join(f"  {name:<13}{text}\n" for name, text in FORMATS.items())
 EXAMPLES += """
 examples:
+  oln-d2 propose photos/ --html
   oln-d2 propose photos/ 'more/*.jpg' street.mp4 --weights oln_box_d2.pth --output out/
   oln-d2 propose photos/ --config-file oln_mask_R_50_FPN.yaml --weights model_final.pth \\
       --top-k 50 --draw --contact-sheet --output out/
@@ -43,14 +44,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         metavar="FILE",
         help="a checkpoint of `train`, `quickstart` or `convert`, an exported .onnx; or, with "
-        "--config-file, one of Detectron2 (without: the recipe's trained ones, if there are any)",
+        "--config-file, one of Detectron2 (default: the small OLN-Box that comes with this "
+        "package; with --config-file the recipe's trained ones, if there are any)",
     )
     parser.add_argument(
         "--config-file",
         metavar="YAML",
         help="Detectron2's: a file, or a recipe of MODEL_ZOO.md; it then runs the model",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="where everything goes")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        default="output/propose",
+        help="where everything goes (default %(default)s)",
+    )
     parser.add_argument(
         "--format",
         choices=list(FORMATS),

@@ -260,13 +260,6 @@ def _found(weights: str) -> str:
     """The file of weights that are given by their name in the model zoo."""
     if os.path.isfile(weights) or not weights.endswith(".yaml"):
         return weights
-    import torch
-
     from oln_d2.model_zoo import get_checkpoint_url
 
-    url = get_checkpoint_url(weights)
-    path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
-    if not os.path.isfile(path):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        torch.hub.download_url_to_file(url, path)
-    return path
+    return get_checkpoint_url(weights)

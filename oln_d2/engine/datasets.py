@@ -144,6 +144,7 @@ def _check_categories(cfg, names):
     oln, has_rois = cfg.MODEL.OLN, cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork"
     learns_background = {
         "MODEL.OLN.OBJECTNESS_NEGATIVES False": oln.OBJECTNESS_NEGATIVES,
+        "MODEL.OLN.BOX_SCORE_NEGATIVES False": has_rois and oln.BOX_SCORE_NEGATIVES,
         "MODEL.OLN.RPN_CLS_LOSS_WEIGHT 0": oln.RPN_CLS_LOSS_WEIGHT > 0,
         "MODEL.OLN.BOX_CLS_LOSS_WEIGHT 0": has_rois and oln.BOX_CLS_LOSS_WEIGHT > 0,
     }

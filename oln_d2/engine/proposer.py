@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 
 from oln_d2.engine.evaluator import read_output
 from oln_d2.engine.trainer import StrictCheckpointer
-from oln_d2.propose.proposer import file_digest
+from oln_d2.files import file_digest
 from oln_d2.scores import SCORES
 from oln_d2.standalone.proposer import TorchProposer
 

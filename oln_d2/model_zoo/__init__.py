@@ -6,7 +6,7 @@ The shipped recipes by name, and the weights trained with them; as Detectron2's 
     recipe: the file, relative to `configs/`
     group: the heading of `MODEL_ZOO.md` that it is listed under
     what: a short description
-    weights (optional): "url" and "sha256" of the trained weights
+    weights (optional): name of the trained weights, see `oln_d2.weights`
     measured (optional): metrics of these weights, by name
     published (optional): metrics, by name, of other people's weights; and "whose" they are
 
@@ -19,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oln_d2 import weights
 from oln_d2.checks import InputError, needs
-from oln_d2.files import StrPath, read_json
+from oln_d2.files import StrPath, make_folder, read_json
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -63,10 +64,15 @@ def find_config_file(config_file: StrPath) -> str:
 
 def get_checkpoint_url(config_path: str) -> str:
     """
-    The address of the weights trained with a recipe, see :func:`get_config_file`.
+    The weights trained with a recipe, see :func:`get_config_file`, for MODEL.WEIGHTS.
+
+    Returns:
+        a file that Detectron2's own checkpointers read, too; it is made of the `.safetensors` the
+        first time, in `~/.cache/oln_d2` ($XDG_CACHE_HOME).
 
     Raises:
-        InputError: no recipe has this name, or its weights have not been published.
+        InputError: no recipe has this name, it has no trained weights, or they cannot be used.
+        ImportError: PyTorch or timm is needed and missing.
     """
     row = next((row for row in rows() if row["recipe"] == config_path), None)
     if row is None:
@@ -79,8 +85,19 @@ def get_checkpoint_url(config_path: str) -> str:
         )
         train = f"train it with python train_net.py --config-file configs/{config_path}"
         remedy = convert if config_path == PUBLIC else f"{train}; or {convert}"
-        raise InputError(f"{config_path}: has no trained weights to download yet; {remedy}")
-    return row["weights"]["url"]
+        raise InputError(f"{config_path}: has no trained weights yet; {remedy}")
+    source = weights.find(".safetensors", row["weights"])
+    digest = weights.card(row["weights"])["sha256"]["safetensors"]
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = os.path.join(cache, "oln_d2", f"{row['weights']}_{digest[:8]}.pth")
+    if not os.path.isfile(path):
+        with needs("a recipe", "timm"):
+            from oln_d2.standalone.build import load_detector
+            from oln_d2.standalone.checkpoint import save_checkpoint
+
+        make_folder(os.path.dirname(path))
+        save_checkpoint(load_detector(source), path)
+    return path
 
 
 def _unknown(config_path):

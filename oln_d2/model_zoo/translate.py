@@ -79,6 +79,7 @@ def detector_config(config_file: StrPath) -> dict[str, Any]:
         "rpn_pre_nms_top_n_test": model.RPN.PRE_NMS_TOPK_TEST,
         "rpn_nms_thresh": model.RPN.NMS_THRESH if model.OLN.RPN_NMS_TEST else None,
         "objectness_negatives": model.OLN.OBJECTNESS_NEGATIVES,
+        "box_score_negatives": model.OLN.BOX_SCORE_NEGATIVES,
         "representation_size": model.ROI_BOX_HEAD.FC_DIM,
         "box_nms_thresh": model.ROI_HEADS.NMS_THRESH_TEST,
         "box_detections_per_img": cfg.TEST.DETECTIONS_PER_IMAGE,

@@ -12,7 +12,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from oln_d2.checks import InputError
-from oln_d2.localization import QUALITIES, box_quality, fuse_scores, quality_loss
+from oln_d2.localization import QUALITIES, box_quality, fuse_scores, quality_entropy, quality_loss
 from oln_d2.masks import MASKS_AT_ONCE
 from oln_d2.modeling.mask_head import OLNMaskHead, PastedAsRLE, mask_areas
 from oln_d2.scores import BOX_SCORE, MASK_SCORE, OBJECTNESS, SCORES
@@ -39,7 +39,7 @@ class OLNOutputLayers(FastRCNNOutputLayers):
     """
     Two linear layers: one score and class-agnostic box deltas per RoI (OLN, sec. III-B). In place
     of the class scores of :class:`FastRCNNOutputLayers` there is none: no RoI is ever called
-    background.
+    background, unless `score_negatives` asks for it.
     """
 
     @configurable
@@ -48,6 +48,7 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         input_shape: ShapeSpec,
         *,
         score_target: str = "iou",
+        score_negatives: bool = False,
         fused: Sequence[str] = FUSED,
         classify: bool = False,
         loss_weight: dict[str, float] | None = None,
@@ -56,6 +57,7 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         """
         Args:
             score_target: what the score learns, "iou" or "centerness".
+            score_negatives: whether RoIs on no object teach the score, too, by cross-entropy.
             fused: whose geometric mean is the score of a detection, of "objectness", the first
                 stage's score, and "box_score", this one's.
             classify: whether the features also learn classes and background (an ablation).
@@ -77,6 +79,7 @@ class OLNOutputLayers(FastRCNNOutputLayers):
             raise InputError(f"MODEL.OLN.SCORES is {list(fused)}; use one or more of {list(FUSED)}")
         self.score_target = score_target
         self.fused = tuple(fused)
+        self.score_negatives = score_negatives
         self.classify = classify
         self.box_score = nn.Linear(self.cls_score.in_features, 1)
         nn.init.normal_(self.box_score.weight, std=0.01)
@@ -91,6 +94,7 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         ret["score_target"] = oln.BOX_SCORE_TARGET
         ret["loss_weight"]["loss_box_score"] = oln.BOX_SCORE_LOSS_WEIGHT
         ret["loss_weight"]["loss_cls"] = oln.BOX_CLS_LOSS_WEIGHT
+        ret["score_negatives"] = oln.BOX_SCORE_NEGATIVES
         ret["classify"] = oln.BOX_CLS_LOSS_WEIGHT > 0
         # That of the masks comes later, after NMS: see OLNROIHeads.
         ret["fused"] = [name for name in oln.SCORES if name != MASK_SCORE.field]
@@ -126,15 +130,23 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         pred_scores, pred_deltas = predictions
         gt_classes = cat([p.gt_classes for p in proposals])
         boxes = cat([p.proposal_boxes.tensor for p in proposals])
-        # An image without objects has no `gt_boxes` and no positives; any box will do.
-        gt_boxes = cat(
-            [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
-        )
+        # An image without objects has no `gt_boxes` and no positives; boxes without area will do.
+        gt_boxes = [
+            p.gt_boxes.tensor if p.has("gt_boxes") else boxes.new_zeros(len(p), 4)
+            for p in proposals
+        ]
+        gt_boxes = cat(gt_boxes)
 
         positive = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
         # The quality of the RoI as it came, not as the box deltas refine it.
         targets = box_quality(self.score_target, boxes[positive], gt_boxes[positive])
         pred_qualities = pred_scores[positive, 0]
+        if self.score_negatives:
+            # Negatives, too, have the object that they overlap most.
+            qualities = box_quality(self.score_target, boxes, gt_boxes)
+            loss_score = quality_entropy(pred_scores[:, 0], qualities)
+        else:
+            loss_score = quality_loss(pred_qualities, targets)
 
         storage = get_event_storage()
         if len(positive) > 0:
@@ -147,7 +159,7 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         losses = {
             # Divided by all sampled RoIs, as Detectron2 divides the box loss, though only positives
             # are scored: each positive then has the same influence in every batch.
-            "loss_box_score": quality_loss(pred_qualities, targets) / max(len(gt_classes), 1),
+            "loss_box_score": loss_score / max(len(gt_classes), 1),
             "loss_box_reg": self.box_reg_loss(boxes, gt_boxes, pred_deltas, gt_classes),
         }
         if self.classify:

@@ -52,6 +52,7 @@ def write_page(
     *,
     detectors: Sequence[str] = ("",),
     number: int = TOP,
+    score: float = 0.0,
     title: str = "Proposals",
     template: str = "page.html",
     **values: Any,
@@ -63,6 +64,7 @@ def write_page(
             by how much these differ.
         detectors: names of those whose proposals each item has. Several are shown side by side.
         number: how many proposals of an image are shown at first.
+        score: the least score of those.
         title: the page's.
         template: a file beside this one, `page.html` or one that extends it by the block `before`.
         values: for the template.
@@ -111,6 +113,7 @@ def write_page(
         files=FILES,
         fold_iou=FOLD_IOU,
         number=min(number, most),
+        score=score,
         most=most,
         has_objects=has_objects,
         detectors=detectors,

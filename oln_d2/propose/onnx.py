@@ -9,8 +9,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from oln_d2.checks import POSITIVE_INT, InputError, check_limits
-from oln_d2.files import StrPath
-from oln_d2.propose.proposer import Proposer, file_digest
+from oln_d2.files import StrPath, file_digest
+from oln_d2.propose.proposer import Proposer
 from oln_d2.scores import BOX_SCORE, OBJECTNESS
 
 INPUTS = ("image", "max_proposals", "max_detections")

@@ -5,7 +5,6 @@ Shapes: D detections of an image of H x W pixels, of which the model sees H' x W
 absolute pixels of the image.
 """
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +16,6 @@ from PIL import Image
 
 from oln_d2.checks import FRACTION, POSITIVE_INT, Limit, check_limits
 from oln_d2.data.images import resized_shape, to_image
-from oln_d2.files import StrPath
 from oln_d2.propose.inputs import find_sources, read_frames
 from oln_d2.propose.tiles import Tile, make_tiles, merge
 from oln_d2.results import Proposals
@@ -44,6 +42,7 @@ class Proposer(ABC):
         min_size, max_size (int): limits of the shorter and the longer side of an image as the model
             sees it, in pixels; with `min_size` None it sees the image as it is.
         size_divisor (int): the model pads both sides to a multiple of it.
+        likely_score (float): see :class:`Proposals`.
         overrides (dict): what :meth:`look_closer` was given.
     """
 
@@ -52,6 +51,7 @@ class Proposer(ABC):
     min_size: int | None
     max_size: int
     size_divisor: int = 1
+    likely_score: float = 0.0
     overrides: Mapping[str, int | None] = {"min_size": None, "tiles": None}
 
     def look_closer(self, min_size: int | None = None, tiles: int | None = None) -> None:
@@ -159,7 +159,11 @@ class Proposer(ABC):
             if len(parts_of) > 1:
                 fields = merge(parts_of, width, height, self.max_detections)
             own = Proposals(
-                **fields, size=(height, width), name=photo.name, image=photo.path or photo.image
+                **fields,
+                size=(height, width),
+                name=photo.name,
+                image=photo.path or photo.image,
+                likely_score=self.likely_score,
             )
             own = own[own.scores > score]
             ret.append((own if nms is None else own.nms(nms)).top(top_k))
@@ -214,11 +218,3 @@ def _photos(images: Iterable[Any], every: int) -> Iterator[Photo]:
                 if isinstance(frame, Exception):
                     raise frame
                 yield Photo(frame, name, source.path if name == source.name else None)
-
-
-def file_digest(path: StrPath) -> str:
-    """SHA-256 of a file; of an address, which stays what it is, itself."""
-    if "://" in str(path):
-        return str(path)
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -105,7 +105,7 @@ def propose_files(
     if names and (draw or contact_sheet):
         _draw(run, draw_top, contact_sheet)
     if names and html:
-        write_page(output, _items(run), number=draw_top)
+        write_page(output, _items(run), number=draw_top, score=proposer.likely_score)
     failures = "".join(f"{failure}\n" for failure in run.failures)
     write_file(os.path.join(output, "unreadable.txt"), failures)
     as_stored = [name for name in names if journal.places[name].as_stored]
@@ -290,7 +290,9 @@ def _draw(run, top, sheets):
                 continue
             if isinstance(image, InputError):
                 raise image  # it could be read when the run began
-            save_picture(run.journal.read_proposals(name).on(image).draw(top), paths[name])
+            found = run.journal.read_proposals(name).on(image)
+            found.likely_score = run.proposer.likely_score
+            save_picture(found.draw(top), paths[name])
     list_shortened(os.path.join(output, "pictures"), paths)
     if sheets:
         named = list(paths.items())

@@ -76,7 +76,7 @@ def convert_public_state_dict(
 
 
 def convert_checkpoint(
-    source: StrPath, target: StrPath, config: dict[str, Any] | None = None
+    source: StrPath, target: StrPath, config: dict[str, Any] | None = None, half: bool = False
 ) -> tuple[nn.Module, list[str]]:
     """
     Write a checkpoint that describes itself, for both runtimes: `load_detector(target)`, or
@@ -87,6 +87,8 @@ def convert_checkpoint(
             the model is built is inferred from names and shapes. Or one of ours.
         target: the file to write, see :func:`save_checkpoint`.
         config: see :func:`load_detector`, for a checkpoint of Detectron2.
+        half: store floating point numbers in float16, half the size. Models compute in float32 with
+            them as before.
 
     Returns:
         the detector, with the weights, in inference mode; and the names that were not used, see
@@ -102,7 +104,7 @@ def convert_checkpoint(
     state_dict = content["model"]
     if config or isinstance(content.get("config"), dict) or _OURS in state_dict:
         model = load_detector(source, config)
-        save_checkpoint(model, target)
+        _save(model, source, target, half)
         return model, []
     try:
         config = _detector_config(state_dict)
@@ -112,8 +114,18 @@ def convert_checkpoint(
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     model.load_state_dict({name: converted[detectron2_name(name)] for name in model.state_dict()})
-    save_checkpoint(model, target)
+    _save(model, source, target, half)
     return model.eval(), unused
+
+
+def _save(model, source, target, half):
+    if half:
+        model.half()
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise InputError(f"{source}: {name} holds numbers beyond float16; leave out --half")
+    save_checkpoint(model, target)
+    model.float()
 
 
 def convert_backbone(source: StrPath, target: StrPath, backbone: str) -> None:

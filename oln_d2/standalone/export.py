@@ -8,6 +8,7 @@ import os
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from oln_d2.standalone.models import OLNBox, Transform
 
 OPSET = 18  # the exporter's own
 IR_VERSION = 8  # enough for this opset; the exporter's own is refused by older runtimes
+LARGE = 256  # numbers of a tensor, from which storing it in float16 pays
 TORCH = "2.14"  # the first tried; slices whose end is an input came some versions before
 
 
@@ -82,7 +84,8 @@ def export(checkpoint: StrPath, output: StrPath, config: dict[str, Any] | None =
         checkpoint, config: see :func:`oln_d2.standalone.load_detector`.
         output: name.onnx. It computes :class:`ExportedGraph`, for images of any size, and says in
             its metadata `SETTINGS`, as JSON, how images are resized and what the limits of the
-            model are.
+            model are. It computes in float32; weights that float16 holds exactly, as `convert
+            --half` makes them, are stored so.
 
     Raises:
         InputError: paths that cannot be used, the checkpoint of another model, or PyTorch older
@@ -148,10 +151,48 @@ def export(checkpoint: StrPath, output: StrPath, config: dict[str, Any] | None =
         del node.metadata_props[:]  # lines of code, with paths of this machine
     for out in graph.graph.output:
         out.type.tensor_type.shape.dim[0].dim_param = "detections"
+    _store_in_half(graph.graph, model.state_dict())
     onnx.helper.set_model_props(graph, {SETTINGS: json.dumps(settings)})
     onnx.checker.check_model(graph, full_check=True)
     with write_whole(output) as temporary:
         onnx.save(graph, temporary)
+
+
+def _store_in_half(graph, parameters):
+    """
+    Store weights in float16 where that holds the model's `parameters` exactly. The exporter has
+    multiplied convolutions by the scales of the norms that follow; their weights are stored without
+    these scales, beside them. onnxruntime computes the float32 weights once, on loading the file.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = []
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for name, parameter in parameters.items():
+        tensor = stored.get(f"model.{name}")
+        half = parameter.half()
+        if tensor is None or half.numel() < LARGE or not torch.equal(half.float(), parameter):
+            continue
+        own, half = numpy_helper.to_array(tensor), half.numpy()
+        rows, own_rows = (x.reshape(len(half), -1).astype(np.float64) for x in (half, own))
+        squares = (rows**2).sum(axis=1)
+        scales = (rows * own_rows).sum(axis=1) / np.where(squares > 0, squares, 1)
+        scales = scales.astype(np.float32).reshape(-1, *[1] * (half.ndim - 1))
+        if not np.allclose(half * scales, own, rtol=1e-6, atol=0):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
+        if np.array_equal(half, own):
+            nodes.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+            continue
+        graph.initializer.append(numpy_helper.from_array(scales, f"{name}_scales"))
+        nodes += [
+            helper.make_node("Cast", [tensor.name], [f"{name}_cast"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{name}_cast", f"{name}_scales"], [name]),
+        ]
+    nodes += graph.node
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 class OnnxDetector:

@@ -16,7 +16,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import FrozenBatchNorm2d, clip_boxes_to_image, nms, roi_align
+from torchvision.ops import FrozenBatchNorm2d, box_iou, clip_boxes_to_image, nms, roi_align
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from oln_d2.checks import InputError
@@ -28,6 +28,7 @@ from oln_d2.localization import (
     fuse_scores,
     has_area,
     label_and_sample,
+    quality_entropy,
     quality_loss,
     rpn_losses,
     select_proposals,
@@ -359,10 +360,20 @@ class OLNPredictor(nn.Module):
 
 
 class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
-    """torchvision's `RoIHeads` that learn the IoU of an RoI, no class, and one of its mask."""
+    """
+    torchvision's `RoIHeads` that learn the IoU of an RoI, no class, and one of its mask.
+    `score_negatives`: see :class:`OLNBox`.
+    """
 
-    def __init__(self, *args, mask_score: MaskScoreHead | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        score_negatives: bool = False,
+        mask_score: MaskScoreHead | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
+        self.score_negatives = score_negatives
         self.mask_score = mask_score
 
     def forward(self, features, proposals, image_shapes, targets=None):
@@ -400,15 +411,20 @@ class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
         # As indices, found once: each choice by bools makes the CPU wait for the GPU. An image
         # without objects gets a row that is none: all its matches are 0.
         positive = (torch.cat(labels) > 0).nonzero().squeeze(1)
-        gt_boxes = [F.pad(boxes, (0, 0, 0, 1))[match] for boxes, match in zip(gt_boxes, matches)]
-        gt_boxes = torch.cat(gt_boxes)[positive]
+        padded = [F.pad(gt, (0, 0, 0, 1)) for gt in gt_boxes]
         # Of the RoI as it came, not as the deltas refine it.
-        iou = aligned_iou(torch.cat(boxes)[positive], gt_boxes)
+        if self.score_negatives:
+            best = [box_iou(b, gt).amax(dim=1) for b, gt in zip(boxes, padded)]
+            loss_score = quality_entropy(scores, torch.cat(best))
+        else:
+            matched = torch.cat([gt[match] for gt, match in zip(padded, matches)])[positive]
+            iou = aligned_iou(torch.cat(boxes)[positive], matched)
+            loss_score = quality_loss(scores[positive], iou)
         deltas = torch.cat(deltas)[positive]
         # Divided by all sampled RoIs, so that each positive has the same influence in every batch.
         num_rois = max(len(scores), 1)
         return [], {
-            "loss_box_score": quality_loss(scores[positive], iou) / num_rois,
+            "loss_box_score": loss_score / num_rois,
             "loss_box_reg": (pred_deltas[positive] - deltas).abs().sum() / num_rois,
         }
 
@@ -478,8 +494,12 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test: proposals of each level.
         rpn_nms_thresh: IoU of the NMS of the proposals, None for none.
         objectness_negatives: whether anchors on no annotated object teach the first score, with
-            target 0, as in the authors' code. Without, an object that lacks its annotation is never
-            taken for background: the second stage knows no negatives anyway.
+            target 0, as in the authors' code. Without, and without `box_score_negatives`, an object
+            that lacks its annotation is never taken for background.
+        box_score_negatives: whether sampled RoIs on no object teach the second score, too: it then
+            learns the IoU of every RoI with the object that it overlaps most, by cross-entropy
+            instead of L1. Not so in the paper; ranks better where most of what the images show is
+            annotated.
         ltrb_init: distances to the four sides that are predicted at the start of training, in
             widths and heights of the anchor. 0, as in the authors' code: boxes without area. Short
             schedules from scratch want 0.5, where the first boxes are the anchors.
@@ -503,6 +523,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         rpn_pre_nms_top_n_test: int = 2000,
         rpn_nms_thresh: float | None = None,
         objectness_negatives: bool = True,
+        box_score_negatives: bool = False,
         ltrb_init: float = 0.0,
         representation_size: int = 1024,
         box_batch_size_per_image: int = 512,
@@ -542,6 +563,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
             score_thresh=0.0,
             nms_thresh=box_nms_thresh,
             detections_per_img=box_detections_per_img,
+            score_negatives=box_score_negatives,
             **(mask_parts or {}),
         )
         transform = Transform(min_size, max_size, pixel_mean, pixel_std)

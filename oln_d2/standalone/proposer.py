@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from oln_d2.checks import InputError
-from oln_d2.files import StrPath
-from oln_d2.propose.proposer import Proposer, file_digest
+from oln_d2.files import StrPath, file_digest
+from oln_d2.propose.proposer import Proposer
 from oln_d2.scores import SCORES
 from oln_d2.standalone.build import load_detector
 from oln_d2.standalone.models import detect
