@@ -329,6 +329,20 @@ def test_rpn_without_a_config():
     assert by_hand.box_iou_thresholds == tuple(by_config.box_iou_thresholds)
 
 
+def test_feature_norm():
+    """With RPN_FEATURE_NORM 8 the predictors, at an eighth of the weights, predict as without."""
+    torch.manual_seed(0)
+    features = [torch.randn(2, 16, 9, 7) for _ in range(5)]
+    heads = [build_rpn(RPN_FEATURE_NORM=norm).rpn_head for norm in (1.0, 8.0)]
+    heads[1].load_state_dict(heads[0].state_dict())
+    with torch.no_grad():
+        for predictor in (heads[1].objectness_logits, heads[1].anchor_deltas):
+            predictor.weight /= 8
+    for one, eight in zip(*(head(features) for head in heads)):
+        for expected, found in zip(one, eight):
+            close(found, expected)
+
+
 def test_head_normalises_features():
     """Without L2 normalisation the weights of the public model give other predictions."""
     head = build_rpn().rpn_head

@@ -125,6 +125,17 @@ def test_detections_of_an_image_file_agree(both, image_file):
     match(actual, expected.pred_boxes.tensor, expected.scores, max(width, height))
 
 
+def test_rpn_feature_norm():
+    """With `rpn_feature_norm` 8 the predictors, at an eighth of the weights, predict as without."""
+    models = [standalone_model(min_size=160, rpn_feature_norm=norm) for norm in (1, 8)]
+    for predictor in (models[1].rpn.head.cls_logits, models[1].rpn.head.bbox_pred):
+        predictor.weight.data /= 8
+    image = torch.rand(3, 160, 200)
+    with torch.no_grad():
+        (one,), (eight,) = (model([image]) for model in models)
+    match(eight, one["boxes"], one["scores"], 200)
+
+
 @NEEDS_DETECTRON2
 @pytest.mark.parametrize("negatives", [False, True])
 def test_losses_agree(both, negatives):

@@ -15,7 +15,7 @@ _FREE = re.compile(
     r"RPN\.(BATCH|POSITIVE|BOUNDARY|IOU|BBOX_REG_LOSS|LOSS|SMOOTH|PRE_|POST_\w+TRAIN|NMS)|"
     r"ROI_HEADS\.(BATCH|POSITIVE|IOU|PROPOSAL|NMS)|"
     r"ROI_BOX_HEAD\.(FC_DIM|BBOX_REG_LOSS|SMOOTH|TRAIN)|"
-    r"OLN\.(OBJECTNESS|TIMM|LTRB|RPN_NMS|BOX_SCORE|MASK)|"
+    r"OLN\.(OBJECTNESS|TIMM|LTRB|RPN_FEATURE|RPN_NMS|BOX_SCORE|MASK)|"
     r"(ROI_MASK|ROI_KEYPOINT|ROI_BOX_CASCADE|SEM_SEG)_HEAD|PANOPTIC_FPN|RETINANET)"
 )
 _RESNET10 = "build_resnet10_fpn_backbone"
@@ -76,6 +76,7 @@ def detector_config(config_file: StrPath) -> dict[str, Any]:
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
         "pixel_mean": tuple(model.PIXEL_MEAN),
         "pixel_std": tuple(model.PIXEL_STD),
+        "rpn_feature_norm": model.OLN.RPN_FEATURE_NORM,
         "rpn_pre_nms_top_n_test": model.RPN.PRE_NMS_TOPK_TEST,
         "rpn_nms_thresh": model.RPN.NMS_THRESH if model.OLN.RPN_NMS_TEST else None,
         "objectness_negatives": model.OLN.OBJECTNESS_NEGATIVES,

@@ -73,19 +73,28 @@ class LTRBTransform:
 class OLNRPNHead(StandardRPNHead):
     """
     :class:`StandardRPNHead` whose hidden features are L2-normalised over the channels before the
-    two predictions, as in the authors' code.
+    two predictions, as in the authors' code, or brought to another length.
     """
 
     @configurable
-    def __init__(self, *, ltrb_init: float = 0.0, classify: bool = False, **kwargs):
+    def __init__(
+        self,
+        *,
+        ltrb_init: float = 0.0,
+        feature_norm: float = 1.0,
+        classify: bool = False,
+        **kwargs,
+    ):
         """
         Args:
             ltrb_init: see MODEL.OLN.LTRB_INIT in `oln_d2.config`.
+            feature_norm: likewise MODEL.OLN.RPN_FEATURE_NORM.
             classify: also predict object or background, see :class:`OLNRPN`.
             kwargs: arguments of :class:`StandardRPNHead`.
         """
         super().__init__(**kwargs)
         nn.init.constant_(self.anchor_deltas.bias, ltrb_init)
+        self.feature_norm = feature_norm
         self.cls_logits = None
         if classify:
             predictor = self.objectness_logits
@@ -98,6 +107,7 @@ class OLNRPNHead(StandardRPNHead):
         ret = super().from_config(cfg, input_shape)
         if cfg.MODEL.OLN.RPN_BOX_CODING == "ltrb":
             ret["ltrb_init"] = cfg.MODEL.OLN.LTRB_INIT
+        ret["feature_norm"] = cfg.MODEL.OLN.RPN_FEATURE_NORM
         ret["classify"] = cfg.MODEL.OLN.RPN_CLS_LOSS_WEIGHT > 0
         return ret
 
@@ -117,7 +127,7 @@ class OLNRPNHead(StandardRPNHead):
         hidden = [self.conv(x) for x in features]
         # In float32: in half precision scores would tie, and sides of large anchors move.
         with torch.autocast(hidden[0].device.type, enabled=False):
-            hidden = [F.normalize(x.float(), dim=1) for x in hidden]
+            hidden = [self.feature_norm * F.normalize(x.float(), dim=1) for x in hidden]
             return tuple([predictor(x) for x in hidden] for predictor in predictors)
 
 

@@ -195,10 +195,17 @@ class SquareAnchors(detection.anchor_utils.AnchorGenerator):
 
 
 class StandaloneRPNHead(RPNHead):
-    """torchvision's `RPNHead`, hidden features L2-normalised before the two predictions."""
+    """
+    torchvision's `RPNHead`, hidden features L2-normalised before the two predictions.
+    `feature_norm`: see :class:`OLNBox`.
+    """
+
+    def __init__(self, in_channels: int, num_anchors: int, feature_norm: float):
+        super().__init__(in_channels, num_anchors)
+        self.feature_norm = feature_norm
 
     def forward(self, x):
-        hidden = [F.normalize(self.conv(features).float(), dim=1) for features in x]
+        hidden = [self.feature_norm * F.normalize(self.conv(f).float(), dim=1) for f in x]
         # In float32: half precision ties scores and moves sides.
         with torch.autocast(hidden[0].device.type, enabled=False):
             return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
@@ -503,6 +510,10 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         ltrb_init: distances to the four sides that are predicted at the start of training, in
             widths and heights of the anchor. 0, as in the authors' code: boxes without area. Short
             schedules from scratch want 0.5, where the first boxes are the anchors.
+        rpn_feature_norm: length that the first stage's hidden features of a location are brought to
+            before it predicts from them. 1, as in the authors' code, is so small that the
+            predictors take thousands of iterations to leave their start. With F, they learn as at
+            F * F times the rate: short schedules want 8.
         representation_size: width of the two layers of the second stage.
         box_batch_size_per_image: RoIs sampled per image in training.
         box_nms_thresh: IoU of the NMS of the detections.
@@ -525,6 +536,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         objectness_negatives: bool = True,
         box_score_negatives: bool = False,
         ltrb_init: float = 0.0,
+        rpn_feature_norm: float = 1.0,
         representation_size: int = 1024,
         box_batch_size_per_image: int = 512,
         box_nms_thresh: float = 0.7,
@@ -533,7 +545,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
     ):
         channels = backbone.out_channels
         top_n = {"training": rpn_pre_nms_top_n_train, "testing": rpn_pre_nms_top_n_test}
-        rpn_head = StandaloneRPNHead(channels, 1)
+        rpn_head = StandaloneRPNHead(channels, 1, rpn_feature_norm)
         nn.init.constant_(rpn_head.bbox_pred.bias, ltrb_init)
         rpn = StandaloneRPN(
             SquareAnchors(anchor_sizes),
