@@ -52,7 +52,7 @@ def add_oln_config(cfg: CfgNode) -> None:
     _C.MODEL.OLN.LTRB_INIT = 0.0
     # The length that the hidden features of a location are brought to before the head predicts from
     # them. Authors' code: 1, so small that the predictors take thousands of iterations to leave
-    # their start. With F, they learn as at F * F times the rate: short schedules want 8.
+    # their start. With F, they learn as at F * F times the rate: short schedules want 4.
     _C.MODEL.OLN.RPN_FEATURE_NORM = 1.0
     # How a box is encoded relative to its anchor: "ltrb", distances from the anchor's centre to the
     # sides (paper), or "delta", Detectron2's shift of the centre and logarithm of the size (an

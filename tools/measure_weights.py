@@ -29,7 +29,7 @@ from oln_d2.files import file_digest, read_json, write_file
 from oln_d2.propose import propose_files
 
 KS = 1, 10, 30, 100, 300, 1000
-SIZES = "", "small", "medium", "large"
+SIZES = "all", "small", "medium", "large"
 SCORES = 0.3, 0.5, 0.7
 IOU = 0.5  # from which a box shows an object
 MOST = 1000  # boxes of an image that recall is measured with

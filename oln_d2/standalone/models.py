@@ -513,7 +513,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         rpn_feature_norm: length that the first stage's hidden features of a location are brought to
             before it predicts from them. 1, as in the authors' code, is so small that the
             predictors take thousands of iterations to leave their start. With F, they learn as at
-            F * F times the rate: short schedules want 8.
+            F * F times the rate: short schedules want 4.
         representation_size: width of the two layers of the second stage.
         box_batch_size_per_image: RoIs sampled per image in training.
         box_nms_thresh: IoU of the NMS of the detections.
