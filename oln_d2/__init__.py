@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from oln_d2.auditing import audit as audit
     from oln_d2.checks import InputError as InputError
     from oln_d2.config import add_oln_config as add_oln_config
     from oln_d2.engine.datasets import register_datasets as register_datasets
@@ -34,6 +35,7 @@ _HOMES = {
     "load": "oln_d2.loading",
     "Proposals": "oln_d2.results",
     "evaluate": "oln_d2.evaluation",
+    "audit": "oln_d2.auditing",
     "compare": "oln_d2.pages.comparison",
     "visualize": "oln_d2.pages",
     "add_oln_config": "oln_d2.config",

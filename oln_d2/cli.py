@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from oln_d2.checks import interrupted, reason
 from oln_d2.commands import (
+    audit,
     benchmark,
     compare,
     convert,
@@ -25,6 +26,7 @@ COMMANDS = (
     evaluate,
     compare,
     visualize,
+    audit,
     train,
     sweep,
     convert,

@@ -1,11 +1,9 @@
 """The notebooks in `examples/`."""
 
-from pathlib import Path
+import shutil
 
 import pytest
 from conftest import ROOT
-
-from oln_d2.quickstart import quickstart
 
 
 @pytest.mark.heavy
@@ -13,7 +11,7 @@ def test_quick_look(tmp_path):
     """Whoever opens it must see pictures and numbers in every cell, and no error."""
     nbformat = pytest.importorskip("nbformat")
     client = pytest.importorskip("nbclient")
-    quickstart(tmp_path / "output/quickstart", engine="standalone", images=8, epochs=2)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     notebook = nbformat.read(ROOT / "examples/quick_look.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # none are committed
     client.NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
@@ -21,4 +19,4 @@ def test_quick_look(tmp_path):
     shown = [kind for output in outputs for kind in output.get("data", ())]
     assert shown.count("image/jpeg") + shown.count("image/png") >= 3
     text = "".join(output.get("text", "") for output in outputs)
-    assert "unseen" in text and Path(tmp_path / "output").exists()
+    assert "unseen" in text

@@ -32,6 +32,7 @@ GROUPS = {
     "references": "Class-agnostic detectors to compare with, of Detectron2's parts",
     "ablations": "OLN-Box with one thing changed",
     "datasets": "OLN-Box on other data and splits",
+    "small": "Small, with trained weights, see [their card](docs/model_card.md)",
     "cpu": "Small enough to train on a CPU: to try things out, not to compare",
 }
 

@@ -132,13 +132,9 @@ def _data(item, image, found, stem, output):
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     save_picture(small, os.path.join(output, f"{stem}.jpg"))
-    path = "" if isinstance(item.image, Image.Image) else item.image
-    # "scan.tif/000002.jpg" is no file.
-    if os.path.splitext(path)[1].lower() in SHOWN_BY_BROWSERS and os.path.isfile(path):
-        full = _url(path, output)
-    else:
-        full = f"{stem}_full.jpg"
-        save_picture(image, os.path.join(output, full))
+    full = full_size(
+        image, None if isinstance(item.image, Image.Image) else item.image, stem, output
+    )
     data = {"name": item.name, "size": image.size, "small": f"{stem}.jpg", "full": full}
     objects = item.objects
     if objects:
@@ -157,6 +153,24 @@ def _data(item, image, found, stem, output):
         for each in found
     ]
     return data
+
+
+def full_size(image: Image.Image, path: StrPath | None, stem: str, output: StrPath) -> str:
+    """
+    Args:
+        image: RGB.
+        path: the file that it is, if any.
+        stem: the beginning of the name of a copy, relative to `output`.
+        output: the folder of a page.
+
+    Returns:
+        how the page refers to the image: to its file, or to a copy where browsers do not show it.
+    """
+    # "scan.tif/000002.jpg" is no file.
+    if path and os.path.splitext(path)[1].lower() in SHOWN_BY_BROWSERS and os.path.isfile(path):
+        return _url(path, output)
+    save_picture(image, os.path.join(output, f"{stem}_full.jpg"))
+    return f"{stem}_full.jpg"
 
 
 def _url(path, folder):

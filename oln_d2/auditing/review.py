@@ -1,0 +1,272 @@
+"""Audits a data set: proposes on its images, and writes what its annotations may lack."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from oln_d2 import weights
+from oln_d2.auditing.candidates import COPIES, INSIDE, IOU, Candidates, find_candidates
+from oln_d2.auditing.decisions import add_accepted, learn_ranks, read_decisions
+from oln_d2.auditing.estimate import Found, estimate, sentences
+from oln_d2.checks import FRACTION, POSITIVE_INT, InputError, check_limits
+from oln_d2.data.coco import check_coco, load_coco
+from oln_d2.data.images import open_annotated
+from oln_d2.data.lookup import find_images, image_size
+from oln_d2.evaluation.coco_results import read_results
+from oln_d2.evaluation.ground_truth import GroundTruth
+from oln_d2.files import StrPath, check_output, make_folder, read_json, write_file
+from oln_d2.loading import load
+from oln_d2.pages.page import full_size
+from oln_d2.propose import Proposer, propose_files
+
+FILES = "audit_files"
+NUMBER = 1000  # candidates that are listed
+
+
+class Audit(NamedTuple):
+    """What :func:`audit` found and wrote."""
+
+    candidates: Candidates  # those that are listed
+    total: int  # how many there are
+    listed: str  # `candidates.json`
+    page: str
+    merged: str | None  # the annotations with what was accepted
+    added: int  # how many annotations that are
+    learnt: bool  # whether decisions rank the rest
+    estimate: dict[str, Found]  # how much of what is missing the list contains
+    summary: str  # the same in words
+    failures: list[str]  # why an image was left out, a sentence each
+
+
+def audit(
+    gt: StrPath,
+    images: StrPath | None = None,
+    output: StrPath = "output/audit",
+    *,
+    proposer: Proposer | None = None,
+    merge: Sequence[StrPath] = (),
+    number: int = NUMBER,
+    top_k: int = 100,
+    iou: float = IOU,
+    copies: float = COPIES,
+    inside: float = INSIDE,
+    hide: bool = False,
+    seed: int = 0,
+    batch_size: int = 4,
+) -> Audit:
+    """
+    Find objects that the annotations of a data set lack: proposals that no annotation explains,
+    ranked, on a page to review them in a browser.
+
+    Args:
+        gt: annotations in COCO's format; never changed.
+        images: the folder of the images; with `merge`, by default that of the audit before.
+        output: a folder. It gets `candidates.json`, the page `index.html`, and in `proposals/` what
+            was proposed: the same call goes on there.
+        proposer: of :func:`oln_d2.load`; by default the model of this package.
+        merge: files of decisions that the page saved. What was accepted is added to a copy of the
+            annotations, `merged.json`; what was decided is not listed again; and if that is enough,
+            at least 10 accepted and 10 rejected, it ranks the rest.
+        number: how many candidates are listed, the first ones.
+        top_k: proposals of an image.
+        iou, copies, inside: see :func:`oln_d2.auditing.candidates.find_candidates`.
+        hide: also estimate how much of what is missing the list contains, see
+            :func:`oln_d2.auditing.estimate.estimate`; written to `estimate.json`.
+        seed: of what is hidden.
+        batch_size: images at once.
+
+    Raises:
+        InputError: files or arguments that cannot be used, before any work is lost.
+    """
+    check_limits(
+        number=(number, POSITIVE_INT),
+        iou=(iou, FRACTION),
+        copies=(copies, FRACTION),
+        inside=(inside, FRACTION),
+    )
+    output = os.fspath(output)
+    path = os.path.join(output, "candidates.json")
+    content = load_coco(gt)
+    decisions = read_decisions(merge, content)
+    if images is None:
+        if not (merge and os.path.isfile(path)):
+            raise InputError("images is missing; give the folder of the images (--images)")
+        images = read_json(path)["images"]
+    proposer = proposer or load()
+    make_folder(output)
+    check_output(os.path.join(output, "merged.json"), [gt, *merge])
+    folder = os.path.join(output, "proposals")
+    done = propose_files(
+        proposer, [os.fspath(images)], folder, gt=gt, top_k=top_k, batch_size=batch_size
+    )
+    ground_truth = GroundTruth(content, [], gt)
+    detections = read_results(os.path.join(folder, "results.json"), ground_truth)
+
+    merged = None
+    if decisions:
+        content = check_coco(gt, add_accepted(content, decisions))
+        merged = os.path.join(output, "merged.json")
+        write_file(merged, json.dumps(content))
+    annotations: dict[int, list[dict[str, Any]]] = {}
+    for annotation in content["annotations"]:
+        annotations.setdefault(annotation["image_id"], []).append(annotation)
+    options = {"iou": iou, "copies": copies, "inside": inside}
+    found = find_candidates(detections, annotations, **options)
+    found, learnt = _apply(found, decisions, detections, annotations, options)
+    measured = estimate(detections, content, options, seed) if hide else {}
+    summary = sentences(measured, _note(content, proposer)) if measured else ""
+    if hide:
+        parts = {name: one._asdict() for name, one in measured.items()}
+        write_file(os.path.join(output, "estimate.json"), json.dumps(parts, indent=1))
+    total = len(found.scores)
+    found = found.select(slice(number))
+    failures = [*done.failures]
+    about = {"identity": proposer.identity, "summary": summary}
+    written = _write_page(output, found, content, images, gt, about, failures)
+    found = found.select(written)
+    listed = {"gt": os.fspath(gt), "images": os.path.abspath(images), "settings": options}
+    _write_list(path, found, content, {**listed, "model": proposer.identity, "total": total})
+    added = len(content["annotations"]) - len(load_coco(gt)["annotations"])
+    page = os.path.join(output, "index.html")
+    return Audit(found, total, path, page, merged, added, learnt, measured, summary, failures)
+
+
+def _note(content, proposer):
+    """Where the model was trained on what is hidden."""
+    if proposer.identity != weights.card()["sha256"]["onnx"]:
+        return ""
+    known = set(weights.card()["trained"]["categories"])
+    names = {category["name"] for category in content["categories"]} & known
+    if not names:
+        return ""
+    return (
+        f"That is too much for other categories: the model of this package was trained on "
+        f"{len(names)} of these {len(content['categories'])}, such as {min(names)}."
+    )
+
+
+def _apply(found, decisions, detections, annotations, options):
+    """The candidates that are left, ranked by what was decided on others, and whether they are."""
+    decided: dict[int, list[tuple[float, ...]]] = {}
+    for decision in decisions:
+        if decision.what != "skip":
+            decided.setdefault(decision.image_id, []).append(decision.proposed)
+    keep = np.ones(len(found.scores), bool)
+    for i, (image, box) in enumerate(zip(found.image_ids.tolist(), found.boxes)):
+        if own := decided.get(image):
+            overlap = mask_utils.iou(box[None], np.array(own), [0] * len(own))
+            keep[i] = overlap.max() <= options["copies"]
+    found = found.select(keep)
+    # How they lay to the annotations when they were judged: without what was accepted.
+    sources = {
+        image: [a for a in own if a.get("source") is None] for image, own in annotations.items()
+    }
+    before = find_candidates(detections, sources, **options)
+    place = {key: i for i, key in enumerate(_ids(before))}
+    judged = [d for d in decisions if d.what != "skip" and d.id in place]
+    index = [place[d.id] for d in judged]
+    accepted = [d.what == "accept" for d in judged]
+    likely = learn_ranks(found, before.select(index), np.array(accepted, bool))
+    if likely is None:
+        return found, False
+    found = found._replace(ranks=likely)
+    return found.select(np.argsort(-likely, kind="stable")), True
+
+
+def _ids(candidates):
+    """A name for each, the same for the same proposal wherever it ranks."""
+    return [
+        f"{image}:" + ",".join(f"{value:.1f}" for value in box)
+        for image, box in zip(candidates.image_ids.tolist(), candidates.boxes.tolist())
+    ]
+
+
+def _write_list(path, found, content, about):
+    names = {image["id"]: image.get("file_name") for image in content["images"]}
+    rows = zip(_ids(found), *(values.tolist() for values in found))
+    listed = [
+        {
+            "id": key,
+            "image_id": image,
+            "file_name": names[image],
+            "bbox": [round(value, 2) for value in box],
+            "score": round(score, 5),
+            "rank": round(rank, 5),
+            "inside": round(inside, 3),
+            "around": round(around, 3),
+        }
+        for key, image, box, score, rank, inside, around in rows
+    ]
+    write_file(path, json.dumps({**about, "candidates": listed}))
+
+
+def _write_page(output, found, content, images, gt, about, failures):
+    """Write the page; return the indices of the candidates whose images can be shown."""
+    folder = os.path.join(output, FILES)
+    make_folder(folder)
+    entries = {image["id"]: image for image in content["images"]}
+    wanted = [entries[i] for i in dict.fromkeys(found.image_ids.tolist())]
+    where = find_images(images, wanted, gt, all_of_them=False)
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    annotations: dict[int, list[list[Any]]] = {entry["id"]: [] for entry in wanted}
+    for a in content["annotations"]:
+        if a["image_id"] in annotations:
+            annotations[a["image_id"]].append([*a["bbox"], names[a["category_id"]]])
+    shown: dict[int, int] = {}
+    pictures = []
+    for entry in wanted:
+        try:
+            path = where.get(entry["id"], os.path.join(images, str(entry.get("file_name"))))
+            image, as_stored = open_annotated(path, image_size(entry), gt)
+            stem = f"{FILES}/{len(pictures) + 1:06d}"
+            file = full_size(image, None if as_stored else path, stem, output)
+        except InputError as error:
+            failures.append(str(error))
+            continue
+        shown[entry["id"]] = len(pictures)
+        pictures.append(
+            {
+                "id": entry["id"],
+                "name": os.path.relpath(path, images),
+                "file": file,
+                "width": image.width,
+                "height": image.height,
+                "annotations": annotations[entry["id"]],
+            }
+        )
+    index = [i for i, image in enumerate(found.image_ids.tolist()) if image in shown]
+    found = found.select(index)
+    numbers = Counter(a["category_id"] for a in content["annotations"])
+    order = sorted(content["categories"], key=lambda c: (-numbers[c["id"]], c["id"]))
+    key = json.dumps([about["identity"], sorted(entries)])
+    data = {
+        "id": hashlib.sha256(key.encode()).hexdigest()[:12],
+        "summary": about["summary"],
+        "categories": [{"id": c["id"], "name": c["name"]} for c in order],
+        "images": pictures,
+        "candidates": [
+            {
+                "id": key,
+                "image": shown[image],
+                "bbox": [round(value, 2) for value in box],
+                "score": round(score, 4),
+                "inside": round(inside, 3),
+            }
+            for key, image, box, score, _, inside, _ in zip(
+                _ids(found), *(values.tolist() for values in found)
+            )
+        ],
+    }
+    write_file(os.path.join(folder, "data.js"), f"const audit = {json.dumps(data)};\n")
+    for name, target in (("review.js", folder), ("review.html", output)):
+        text = Path(__file__).with_name(name).read_text(encoding="utf-8")
+        target = os.path.join(target, "index.html" if name == "review.html" else name)
+        write_file(target, text)
+    return index

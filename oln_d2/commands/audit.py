@@ -1,0 +1,112 @@
+"""
+Finds objects that the annotations of a data set lack: proposals that no annotation explains, the
+most promising first, on a page, `index.html`, to review them in a browser with one key each. The
+page saves a file of decisions; --merge adds what was accepted to a copy of the annotations.
+"""
+
+import argparse
+
+from oln_d2.commands.arguments import pick, print_failures
+
+HELP = "what the annotations of a data set lack, to be reviewed in a browser"
+EXAMPLES = """\
+examples:
+  oln-d2 audit train.json --images train/
+  oln-d2 audit train.json --merge decisions.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("gt", metavar="GT", help="annotations in COCO format; never changed")
+    parser.add_argument("--images", metavar="DIR", help="where the images are")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        default="output/audit",
+        help="where everything goes (default %(default)s)",
+    )
+    parser.add_argument(
+        "--merge",
+        metavar="FILE",
+        nargs="+",
+        default=[],
+        help="decisions that the page saved: writes OUTPUT/merged.json, and lists the rest anew",
+    )
+    parser.add_argument(
+        "--number",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="candidates that are listed (default %(default)s)",
+    )
+    parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="also hide some annotations and count how many of them the candidates contain: how "
+        "much of what is missing the list will show; OUTPUT/estimate.json",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is hidden, default 0")
+    parser.add_argument("--weights", metavar="FILE", help="as of `propose`")
+    parser.add_argument("--config-file", metavar="YAML", help="as of `propose`")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--min-size", type=int, metavar="PX", help="as of `propose`")
+    parser.add_argument("--tiles", type=int, metavar="PX", help="as of `propose`")
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=100,
+        metavar="K",
+        help="proposals of an image (default %(default)s)",
+    )
+    parser.add_argument(
+        "--iou",
+        type=float,
+        default=0.5,
+        help="overlap with an annotation that explains a proposal (default %(default)s)",
+    )
+    parser.add_argument(
+        "--copies",
+        type=float,
+        default=0.5,
+        metavar="IOU",
+        help="overlap with a better candidate that makes a copy (default %(default)s)",
+    )
+    parser.add_argument(
+        "--inside",
+        type=float,
+        default=0.15,
+        metavar="X",
+        help="the part of its score that a candidate inside an annotation loses, since it may be a "
+        "part of that object (default %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from oln_d2.auditing import audit
+    from oln_d2.loading import load
+
+    done = audit(
+        args.gt,
+        args.images,
+        args.output,
+        proposer=load(args.weights, args.config_file, args.device, **pick(args, "min_size tiles")),
+        hide=args.estimate,
+        **pick(args, "merge number top_k iou copies inside seed"),
+    )
+    if done.merged:
+        print(f"{done.added} annotations were added in {done.merged}")
+        print(
+            "The rest is ranked by what was decided"
+            if done.learnt
+            else "Decide on more for a new rank of the rest: accept 10 and reject 10 at least"
+        )
+    listed = len(done.candidates.scores)
+    if done.total == 0:
+        print("No candidates: annotations explain all proposals")
+    else:
+        print(f"{done.total} candidates, the first {listed} of them are listed in {done.listed}")
+        print(f"Open {done.page} in a browser; it needs the folder audit_files beside it")
+    if done.summary:
+        print(done.summary)
+    print_failures("Left out:", done.failures)
+    return 0

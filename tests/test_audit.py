@@ -1,0 +1,381 @@
+"""`oln-d2 audit`: what annotations lack, reviewed and added."""
+
+import copy
+import json
+import random
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_page import browser  # noqa: F401
+
+import oln_d2
+from oln_d2.auditing.candidates import Candidates, find_candidates
+from oln_d2.auditing.decisions import add_accepted, learn_ranks, read_decisions
+from oln_d2.auditing.estimate import estimate, places, sentences
+from oln_d2.checks import InputError
+from oln_d2.cli import main
+from oln_d2.data.coco import check_coco
+from oln_d2.evaluation.coco_results import convert_entries
+from oln_d2.evaluation.ground_truth import GroundTruth
+
+PHOTOS, GT = ROOT / "examples/photos", ROOT / "examples/photos.json"
+
+
+def annotation(i, image, box, category=1, **more):
+    area = box[2] * box[3]
+    entry = {"id": i, "image_id": image, "category_id": category, "bbox": list(box), "area": area}
+    return {**entry, "iscrowd": 0, **more}
+
+
+def content_of(annotations, images=2, categories=("cat", "dog", "cup", "hat")):
+    return check_coco(
+        "gt.json",
+        {
+            "images": [
+                {"id": i, "file_name": f"{i}.jpg", "width": 400, "height": 300}
+                for i in range(1, images + 1)
+            ],
+            "annotations": annotations,
+            "categories": [{"id": i, "name": name} for i, name in enumerate(categories, 1)],
+        },
+    )
+
+
+def detections_of(rows, content):
+    """Of rows (image, box, score)."""
+    entries = [{"image_id": i, "bbox": list(box), "score": score} for i, box, score in rows]
+    return convert_entries(entries, GroundTruth(content, [], "gt.json"))
+
+
+def find(rows, annotations, **options):
+    content = content_of(annotations)
+    by_image = {}
+    for entry in content["annotations"]:
+        by_image.setdefault(entry["image_id"], []).append(entry)
+    return find_candidates(detections_of(rows, content), by_image, **options)
+
+
+def test_what_annotations_explain():
+    """Overlap explains; lying inside does not, it lowers the rank at most; a crowd explains all."""
+    annotations = [
+        annotation(1, 1, (0, 0, 200, 200)),
+        annotation(2, 2, (0, 0, 200, 200), iscrowd=1),
+    ]
+    rows = [
+        (1, (0, 0, 190, 200), 0.9),  # the object
+        (1, (10, 10, 40, 40), 0.8),  # what it holds, or a part of it
+        (1, (250, 100, 50, 50), 0.7),  # beside it
+        (2, (10, 10, 40, 40), 0.9),  # in a crowd
+        (2, (300, 200, 50, 50), 0.5),
+    ]
+    found = find(rows, annotations, inside=0.0)
+    assert found.boxes[:, 0].tolist() == [10, 250, 300]
+    assert found.inside.tolist() == [1, 0, 0]
+    found = find(rows, annotations, inside=0.3)
+    assert found.boxes[:, 0].tolist() == [250, 10, 300]
+    np.testing.assert_allclose(found.ranks, [0.7, 0.8 * 0.7, 0.5])
+    np.testing.assert_allclose(found.scores, [0.7, 0.8, 0.5])
+    assert find(rows, annotations, iou=0.99).boxes[:, 2].max() == 190
+    whole = find([(1, (0, 0, 400, 300), 0.9)], annotations)  # a group of things
+    assert whole.around.tolist() == [1] and whole.inside.tolist() == [pytest.approx(1 / 3)]
+
+
+def test_copies_count_once():
+    rows = [(1, (10, 10, 50, 50), 0.5), (1, (12, 10, 50, 50), 0.6), (2, (10, 10, 50, 50), 0.4)]
+    found = find(rows, [])
+    assert found.boxes[:, 0].tolist() == [12, 10] and found.image_ids.tolist() == [1, 2]
+    assert len(find(rows, [], copies=0.99).scores) == 3
+
+
+def test_order_of_the_files_does_not_matter():
+    """Also where scores are equal."""
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(5, 150, (60, 4)).round(1).tolist()
+    rows = [(1 + i % 2, box, [0.5, 0.7][i % 3 == 0]) for i, box in enumerate(boxes)]
+    annotations = [annotation(i, 1 + i % 2, box) for i, box in enumerate(boxes[:20])]
+    expected = find(rows, annotations)
+    assert 5 < len(expected.scores) < 60
+    for seed in range(3):
+        random.Random(seed).shuffle(rows)
+        random.Random(seed + 9).shuffle(annotations)
+        for one, other in zip(expected, find(rows, annotations)):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_nothing_to_find():
+    assert len(find([], []).scores) == 0
+    assert len(find([(1, (0, 0, 50, 50), 0.5)], [annotation(1, 1, (0, 0, 50, 50))]).scores) == 0
+
+
+def test_estimate():
+    """
+    A detector that finds all cups and hats, and half of the rest: what is hidden must be found, and
+    not be explained by itself, whatever the order of the files.
+    """
+    rng = np.random.default_rng(0)
+    annotations, rows = [], []
+    for image in range(1, 51):
+        for category in range(1, 5):
+            box = (80 * category - 70, float(rng.integers(10, 200)), 50, 50)
+            annotations.append(annotation(len(annotations) + 1, image, box, category))
+            if category > 2 or image % 2:
+                rows.append((image, box, float(rng.uniform(0.5, 1))))
+            rows.append((image, (box[0] + 5, 255, 40, 40), float(rng.uniform(0, 0.4))))
+    content = content_of(annotations, 50)
+    options = {"iou": 0.5, "copies": 0.5, "inside": 0.15}
+    found = estimate(detections_of(rows, content), content, options)
+    kinds = found["categories"]
+    assert kinds.hidden == 200 and kinds.depths == [100, 200]
+    assert kinds.by_category["hat"] == [1, 1] and kinds.by_category["cat"][1] == 0.5
+    assert kinds.recall[1] == 0.75 and kinds.low[1] < 0.75 < kinds.high[1]
+    assert kinds.precision[1] == 75 / 200  # of 100 hidden in each half, in two lists of 200
+    assert kinds.by_size == {"medium": kinds.recall}
+    assert 0.6 < found["at random"].recall[0] < 0.9 and 30 < found["at random"].hidden < 90
+    text = sentences(found, "Note.")
+    assert "Among the first 200 candidates we expect 75 % of the objects of categories" in text
+    assert text.endswith("Note.")
+    random.Random(1).shuffle(rows)
+    shuffled = {**content, "annotations": random.Random(2).sample(annotations, len(annotations))}
+    content = check_coco("gt.json", shuffled)
+    assert estimate(detections_of(rows, content), content, options) == found
+    one = content_of([a for a in annotations if a["category_id"] == 1], 50)
+    assert list(estimate(detections_of(rows, one), one, options)) == ["at random"]
+    assert estimate(detections_of(rows, content_of([], 50)), content_of([], 50), options) == {}
+
+
+def test_a_candidate_shows_one_object():
+    boxes = np.array([[0, 0, 100, 100], [0, 0, 100, 90.0]])
+    zeros = np.zeros(2)
+    found = Candidates(np.array([1, 1]), boxes, zeros, zeros, zeros, zeros)
+    objects = [annotation(1, 1, (0, 0, 100, 95)), annotation(2, 1, (0, 0, 100, 80))]
+    assert places(found, objects).tolist() == [0, 1]
+    assert places(found.select([0]), objects).tolist() == [0, np.inf]
+    assert places(found, [annotation(1, 2, (0, 0, 100, 95))]).tolist() == [np.inf]
+
+
+def decision(key, what, box=(10, 10, 40, 40), image=1, category=None):
+    entry = {"id": key, "image_id": image, "what": what, "category_id": category}
+    return {**entry, "bbox": list(box), "proposed": list(box)}
+
+
+def saved(path, *decisions):
+    path.write_text(json.dumps({"audit": "0", "decisions": list(decisions)}))
+    return path
+
+
+def test_accepted_boxes_become_annotations(tmp_path):
+    """Nothing that was there changes; a second merge of the same file adds nothing."""
+    content = content_of([annotation(7, 1, (0, 0, 100, 100)), annotation(3, 2, (0, 0, 50, 50))])
+    before = copy.deepcopy(content)
+    first = saved(tmp_path / "a.json", decision("x", "accept"), decision("y", "reject"))
+    second = saved(
+        tmp_path / "b.json",
+        decision("x", "accept", (11, 10, 40.5, 40), category=3),  # thought better of
+        decision("z", "accept", (200, 50, 30, 20), image=2),
+        decision("w", "skip", (1, 1, 9, 9)),
+    )
+    decisions = read_decisions([first, second], content)
+    merged = add_accepted(content, decisions)
+    assert content == before and merged["annotations"][:2] == before["annotations"]
+    new = merged["annotations"][2:]
+    assert [(a["id"], a["image_id"], a["category_id"], a["bbox"]) for a in new] == [
+        (8, 1, 3, [11, 10, 40.5, 40]),
+        (9, 2, 5, [200, 50, 30, 20]),
+    ]
+    assert all(a["source"] == "oln-d2 audit" and a["iscrowd"] == 0 for a in new)
+    assert new[0]["area"] == 1620 and merged["categories"][4] == {"id": 5, "name": "object"}
+    check_coco("merged.json", merged)
+    again = add_accepted(check_coco("merged.json", merged), decisions)
+    assert again["annotations"] == merged["annotations"]
+    assert again["categories"] == merged["categories"]
+
+
+BAD = {
+    "[]": "has no list 'decisions'; give the file that the page of an audit saved",
+    '{"decisions": [{"id": "x"}]}': r"decisions\[0\]: lacks one of id, image_id",
+    json.dumps({"decisions": [decision("x", "maybe")]}): r"what is 'maybe'; it can be accept",
+    json.dumps({"decisions": [decision("x", "accept", image=9)]}): "image 9 is not in the annot",
+    json.dumps({"decisions": [decision("x", "accept", category=9)]}): "no category 9 in the annot",
+    json.dumps({"decisions": [decision("x", "accept", (1, 1, 0, 5))]}): "no box x, y, width",
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_decisions_that_cannot_be(text, tmp_path):
+    path = tmp_path / "decisions.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=BAD[text]):
+        read_decisions([path], content_of([]))
+
+
+def test_rank_is_learnt():
+    """Who rejects what lies in annotations must see less of it; few decisions rank nothing."""
+    rng = np.random.default_rng(0)
+
+    def some(number):
+        sizes = rng.uniform(20, 90, (number, 4))
+        inside = (rng.random(number) < 0.5).astype(float)
+        score = rng.uniform(0.3, 0.6, number)
+        zeros = np.zeros(number)
+        return Candidates(zeros.astype(int), sizes, score, score, inside, zeros)
+
+    judged, rest = some(60), some(40)
+    ranks = learn_ranks(rest, judged, judged.inside == 0)
+    assert ranks[rest.inside == 0].min() > 0.7 and ranks[rest.inside == 1].max() < 0.3
+    few = judged.select(slice(12))
+    assert learn_ranks(rest, few, few.inside == 0) is None
+
+
+def test_command(tmp_path, capsys):
+    """From a COCO file to candidates, and by decisions to a file that trains."""
+    content = json.loads(GT.read_text())
+    hidden = [a for a in content["annotations"] if a["image_id"] == 3]  # the coffee
+    gt = tmp_path / "train.json"
+    rest = [a for a in content["annotations"] if a["image_id"] != 3]
+    gt.write_text(json.dumps({**content, "annotations": rest}))
+    before = gt.read_text()
+    out = tmp_path / "out"
+    command = ["audit", str(gt), "--output", str(out)]
+    assert main([*command, "--images", str(PHOTOS), "--number", "50", "--estimate"]) == 0
+    shown = capsys.readouterr().out
+    assert "the first 50 of them are listed" in shown and "Among the first" in shown
+    assert {"categories", "at random"} == json.loads((out / "estimate.json").read_text()).keys()
+    listed = json.loads((out / "candidates.json").read_text())["candidates"]
+    assert len(listed) == 50 and listed == sorted(listed, key=lambda c: -c["rank"])
+    assert {"index.html", "audit_files", "proposals"} < {path.name for path in out.iterdir()}
+    first = [c for c in listed if c["image_id"] == 3][:3]
+    assert any(_iou(c["bbox"], a["bbox"]) > 0.5 for c in first for a in hidden)
+
+    top = listed[0]
+    path = saved(
+        tmp_path / "d.json", decision(top["id"], "accept", top["bbox"], top["image_id"], 1)
+    )
+    assert main([*command, "--merge", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "1 annotations were added" in shown and "accept 10 and reject 10 at least" in shown
+    merged = json.loads((out / "merged.json").read_text())
+    assert merged["annotations"][-1]["bbox"] == top["bbox"] and gt.read_text() == before
+    again = json.loads((out / "candidates.json").read_text())["candidates"]
+    assert all(
+        c["image_id"] != top["image_id"] or _iou(c["bbox"], top["bbox"]) <= 0.5 for c in again
+    )
+
+
+def test_enough_decisions_rank_the_rest(tmp_path):
+    """What was decided on goes from the list; the rest is ranked by it."""
+    out = tmp_path / "out"
+    done = oln_d2.audit(GT, PHOTOS, out)
+    assert not done.learnt and done.merged is None and done.total == len(done.candidates.scores)
+    listed = json.loads((out / "candidates.json").read_text())["candidates"]
+    width = np.median([c["bbox"][2] for c in listed])
+    chosen = listed[::2]
+    decisions = [
+        decision(c["id"], ["reject", "accept"][int(c["bbox"][2] > width)], c["bbox"], c["image_id"])
+        for c in chosen
+    ]
+    path = saved(tmp_path / "d.json", *decisions)
+    done = oln_d2.audit(GT, PHOTOS, out, merge=[path])
+    assert done.learnt and done.added > 10
+    rest = json.loads((out / "candidates.json").read_text())["candidates"]
+    assert not {c["id"] for c in rest} & {c["id"] for c in chosen}
+    widths = [c["bbox"][2] for c in rest]
+    assert np.mean(widths[:10]) > 2 * np.mean(widths[-10:])
+
+
+def _iou(a, b):
+    from pycocotools import mask
+
+    return mask.iou(np.array([a], float), np.array([b], float), [0])[0, 0]
+
+
+def test_bad_input(tmp_path, capsys):
+    def refused(*arguments):
+        assert main(["audit", *map(str, arguments), "--output", str(tmp_path / "out")]) == 2
+        return capsys.readouterr().err
+
+    assert "images is missing; give the folder" in refused(GT)
+    assert "inside is 2.0" in refused(GT, "--images", PHOTOS, "--inside", 2)
+    assert "no such file" in refused(tmp_path / "none.json", "--images", PHOTOS)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def page(browser, tmp_path):  # noqa: F811
+    """The page of an audit in a browser; an error there fails the test."""
+    oln_d2.audit(GT, PHOTOS, tmp_path / "out", number=40)
+    page = browser.new_page(viewport={"width": 1200, "height": 800}, accept_downloads=True)
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto((tmp_path / "out/index.html").as_uri())
+    page.wait_for_function("[...pictures.values()].every((p) => p.complete)")
+    yield page
+    page.close()
+    assert not problems
+
+
+@pytest.mark.heavy
+def test_review_by_keyboard(page, tmp_path):
+    """One key each: 30 candidates are decided, kept over a reload, and merged."""
+    state = page.locator("#state")
+    assert state.inner_text() == "candidate 1 of 40 · 0 accepted, 0 rejected, 0 skipped"
+    for key in ["a", "x", "Space"] * 9 + ["1", "0", "A"]:
+        page.keyboard.press(key)
+    assert state.inner_text() == "candidate 31 of 40 · 12 accepted, 9 rejected, 9 skipped"
+    page.keyboard.press("Backspace")
+    assert state.inner_text() == "candidate 30 of 40 · 11 accepted, 9 rejected, 9 skipped"
+    page.reload()
+    assert state.inner_text() == "candidate 30 of 40 · 11 accepted, 9 rejected, 9 skipped"
+    page.keyboard.press("ArrowLeft")
+    assert state.inner_text().startswith("candidate 29 of 40 · 11 accepted")
+    page.keyboard.press("ArrowRight")
+
+    # Adjusted by the arrows: the left upper corner, then the right lower one.
+    for key in ["e", "ArrowRight", "ArrowDown", "e", "ArrowRight", "e", "a"]:
+        page.keyboard.press(key)
+    page.locator("#filter").focus()
+    page.keyboard.type("ax1")  # no keys in a text field
+    assert state.inner_text().startswith("candidate 31 of 40 · 12 accepted, 9 rejected")
+    page.locator("#filter").fill("helmet")
+    page.keyboard.press("Enter")
+    assert state.inner_text().startswith("candidate 32 of 40 · 13 accepted")
+    assert page.locator("#help").is_hidden()
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible()
+
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    download.value.save_as(tmp_path / "decisions.json")
+    decisions = json.loads((tmp_path / "decisions.json").read_text())["decisions"]
+    assert len(decisions) == 31
+    moved = decisions[29]
+    change = np.subtract(moved["bbox"], moved["proposed"])
+    np.testing.assert_allclose(change, [1, 1, 0, -1], atol=1e-6)
+    names = {c["id"]: c["name"] for c in json.loads(GT.read_text())["categories"]}
+    assert names[decisions[30]["category_id"]] == "helmet"
+    done = oln_d2.audit(GT, output=tmp_path / "out", merge=[tmp_path / "decisions.json"])
+    assert done.added == 13 and not done.learnt
+
+
+@pytest.mark.heavy
+def test_drag_and_hide(page):
+    """A side follows the mouse; Shift hides the boxes as long as it is held."""
+    before = page.evaluate("boxOf(current())")
+    x, y, scale = page.evaluate(
+        """() => {
+      const canvas = document.getElementById("whole"), { scale, shift } = canvas.view;
+      const at = canvas.getBoundingClientRect(), [x, y, w, h] = boxOf(current());
+      return [at.x + shift[0] + x * scale, at.y + shift[1] + (y + h / 2) * scale, scale];
+    }"""
+    )
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 10 * scale, y)
+    page.mouse.up()
+    after = page.evaluate("boxOf(current())")
+    np.testing.assert_allclose(np.subtract(after, before), [10, 0, -10, 0], atol=1)
+    shown = page.locator("#whole").screenshot()
+    page.keyboard.down("Shift")
+    assert page.locator("#whole").screenshot() != shown
+    page.keyboard.up("Shift")
+    assert page.locator("#whole").screenshot() == shown

@@ -1,0 +1,173 @@
+"""The trained models that come with the package and with the repository."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import NEEDS_DETECTRON2, ROOT
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+import oln_d2
+from oln_d2 import model_zoo, weights
+from oln_d2.boxes import to_xywh
+from oln_d2.checks import InputError
+from oln_d2.cli import main
+
+PHOTOS = ROOT / "examples/photos"
+# XYXY of what anybody sees first in each.
+OBJECTS = {
+    "astronaut.jpg": [(15, 15, 372, 512), (282, 345, 512, 512)],  # woman, helmet
+    "coffee.jpg": [(76, 60, 480, 388), (173, 17, 410, 312)],  # saucer, cup
+    "motorcycle.jpg": [(130, 265, 420, 625)],
+}
+
+
+def test_default():
+    """Without weights it proposes with the shipped model: the obvious is among the likely boxes."""
+    proposer = oln_d2.load()
+    for name, objects in OBJECTS.items():
+        found = next(proposer(PHOTOS / name))
+        assert found.likely_score == weights.card()["likely_score"] > 0
+        likely = found.likely()
+        assert (likely.scores >= found.likely_score).all()
+        assert len(likely) <= 20 < len(found)
+        iou = mask_utils.iou(
+            to_xywh(likely.boxes), to_xywh(np.array(objects, float)), [0] * len(objects)
+        )
+        assert (iou.max(axis=0) > 0.5).all(), name
+
+
+def test_pictures_show_likely_boxes(tmp_path):
+    """A box that is unlikely an object is in the results, and not in the picture."""
+    found = next(oln_d2.load()(PHOTOS / "coffee.jpg"))
+    drawn = found.draw()
+    likely = found[found.scores >= found.likely_score]
+    assert 0 < len(likely) < len(found)
+    assert drawn.tobytes() == likely.draw().tobytes()
+    found.likely_score = 0.0
+    assert drawn.tobytes() != found.draw().tobytes()
+    found.likely_score = 1.0
+    assert len(found.likely()) == 1  # the best one in any case
+    assert len(found[:0].likely()) == 0
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    """The first line that anybody tries: no model, no output named."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["propose", str(PHOTOS), "--draw", "--html"]) == 0
+    folder = tmp_path / "output/propose"
+    assert "are in output/propose" in capsys.readouterr().out
+    names = {path.name for path in PHOTOS.glob("*.jpg")}
+    assert {path.name for path in (folder / "pictures").glob("*.jpg")} == names
+    score = f'id="score" min="0" max="1" step="0.01" value="{weights.card()["likely_score"]}"'
+    assert score in (folder / "index.html").read_text(encoding="utf-8")
+    assert len(json.loads((folder / "results.json").read_text())) == 100 * len(names)
+
+
+def test_forms_agree():
+    """The file for PyTorch holds the same model: the same boxes, to 1e-3 of the image's side."""
+    onnx, torch = (oln_d2.load(weights.find(e), device="cpu") for e in (".onnx", ".safetensors"))
+    for name in OBJECTS:
+        same(*(next(proposer(PHOTOS / name)) for proposer in (onnx, torch)))
+
+
+def same(one, other):
+    """Every box and score of one is among those of the other."""
+    ours, theirs = (
+        np.hstack([found.boxes / max(found.size), found.scores[:, None]]) for found in (one, other)
+    )
+    distance = np.abs(ours[:, None] - theirs[None]).max(axis=2)
+    # At the cut and in NMS, nearly equal scores may be decided the other way.
+    assert (distance.min(axis=1) < 1e-3).mean() > 0.95
+
+
+@NEEDS_DETECTRON2
+@pytest.mark.parametrize("recipe", [r["recipe"] for r in model_zoo.rows() if r.get("weights")])
+def test_detectron2(recipe, tmp_path, monkeypatch):
+    """As in Detectron2's tutorial: the zoo's config and weights, and its own predictor."""
+    from detectron2.config import get_cfg
+    from detectron2.engine import DefaultPredictor
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cfg = get_cfg()
+    oln_d2.add_oln_config(cfg)
+    cfg.merge_from_file(model_zoo.get_config_file(recipe))
+    cfg.MODEL.WEIGHTS = model_zoo.get_checkpoint_url(recipe)
+    cfg.MODEL.DEVICE = "cpu"
+    image = np.asarray(Image.open(PHOTOS / "astronaut.jpg"))[:, :, ::-1]  # BGR, as it wants it
+    found = DefaultPredictor(cfg)(image)["instances"]
+    name = next(row["weights"] for row in model_zoo.rows() if row["recipe"] == recipe)
+    proposer = oln_d2.load(weights.find(".safetensors", name), device="cpu")
+    expected = next(proposer(PHOTOS / "astronaut.jpg", top_k=1000))
+    assert len(found) == pytest.approx(len(expected), abs=5)
+    theirs = oln_d2.Proposals(found.pred_boxes.tensor, found.scores, size=expected.size)
+    same(expected, theirs)
+    assert model_zoo.get_config(recipe, trained=True).MODEL.WEIGHTS == cfg.MODEL.WEIGHTS
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """A copy of the shipped files that a test may spoil."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for path in weights.PACKAGE.glob(f"{weights.SHIPPED}.*"):
+        shutil.copy(path, folder)
+    monkeypatch.setattr(weights, "PACKAGE", folder)
+    monkeypatch.setattr(weights, "REPOSITORY", tmp_path / "none")
+    weights.card.cache_clear()
+    yield folder
+    weights.card.cache_clear()
+
+
+def test_damaged_installation(copy, tmp_path, capsys):
+    command = ["propose", str(PHOTOS), "--output", str(tmp_path / "out")]
+
+    def refused(reason):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert reason in line and "install it again" in line
+        assert not (tmp_path / "out").exists()
+
+    card, onnx = (copy / f"{weights.SHIPPED}{ending}" for ending in (".json", ".onnx"))
+    whole = onnx.read_bytes()
+    onnx.write_bytes(whole[:-1] + b"\0")
+    refused(f"{onnx}: has the SHA-256 ")
+    onnx.unlink()
+    refused(f"{onnx}: is missing")
+    onnx.write_bytes(whole)
+    card.write_text(json.dumps({**json.loads(card.read_text()), "format": 2}))
+    weights.card.cache_clear()
+    refused(f"{card}: is of the format 2, not 1")
+
+
+def test_weights_of_the_repository_alone(copy):
+    with pytest.raises(InputError, match="other_v1: these weights are not in the installed"):
+        weights.find(".safetensors", "other_v1")
+
+
+def test_no_images(tmp_path, capsys):
+    assert main(["propose", str(tmp_path)]) == 2
+    assert f"{tmp_path}: no image" in capsys.readouterr().err
+
+
+def test_sizes():
+    """What everybody downloads stays small."""
+    files = [*weights.PACKAGE.glob("*.onnx"), *weights.PACKAGE.glob("*.safetensors")]
+    assert len(files) == 2 and sum(path.stat().st_size for path in files) < 30e6
+    for path in weights.REPOSITORY.glob("*.safetensors"):
+        assert path.stat().st_size < 15e6
+
+
+@pytest.mark.parametrize(
+    "name", [weights.SHIPPED, *(p.stem for p in weights.REPOSITORY.glob("*.json"))]
+)
+def test_cards(name):
+    """Who downloads weights must be able to tell how they were made, and that they are whole."""
+    card = weights.card(name)
+    assert {"sha256", "likely_score", "trained", "measured", "limits"} <= card.keys()
+    trained = {"recipe", "command", "commit", "images", "seed", "number format"}
+    assert trained <= card["trained"].keys()
+    for ending in card["sha256"]:
+        weights.find(f".{ending}", name)
