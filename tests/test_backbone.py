@@ -239,3 +239,20 @@ def test_export(tmp_path):
     (expected,) = model([image])
     (actual,) = OnnxDetector(tmp_path / "model.onnx")([image])
     match(actual, expected["boxes"], expected["scores"], 130)
+
+
+def test_depthwise_convolutions_on_a_cpu():
+    """In bfloat16 they would take three times as long there as all others gain."""
+    found = {}
+    net = TimmFeatures(LITE)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            kinds = found.setdefault(module.groups > 1, set())
+            module.register_forward_hook(lambda _, x, y, kinds=kinds: kinds.add(y.dtype))
+    image = torch.rand(1, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        net(image)
+    assert found == {True: {torch.float32}, False: {torch.bfloat16}}
+    found[True].clear(), found[False].clear()
+    net.bfloat16()(image.bfloat16())
+    assert found == {True: {torch.bfloat16}, False: {torch.bfloat16}}

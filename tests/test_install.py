@@ -156,6 +156,25 @@ def test_propose(core):
     core.succeeds("evaluate", core.gt, "proposals/results.json", "--split", "voc")
 
 
+def test_first_minute(core):
+    """Whoever installs the core proposes on photographs at once: no weights, network or torch."""
+    shutil.copytree(ROOT / "examples/photos", core.folder / "photos")
+    code = """import socket, sys
+def refuse(*args, **kwargs):
+    raise OSError("there is no network")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+from oln_d2.cli import main
+sys.exit(main(["propose", "photos", "--draw", "--html"]))"""
+    done = core.run("python", "-c", code)
+    assert done.returncode == 0, done.stderr
+    folder = core.folder / "output/propose"
+    found = json.loads((folder / "results.json").read_text())
+    assert {entry["image_id"] for entry in found} == {1, 2, 3, 4}
+    assert len(list((folder / "pictures").glob("*.jpg"))) == 4
+    audited = core.succeeds("audit", core.gt, "--images", "coco/val2017")
+    assert "candidates" in audited and (core.folder / "output/audit/index.html").is_file()
+
+
 def test_propose_from_python(core):
     """What the README pastes into a notebook."""
     code = """import oln_d2

@@ -46,6 +46,8 @@ class TimmFeatures(nn.Module):
         for module in self.timm.modules():
             if type(module).__name__ == "Conv2dSame":
                 module.__class__ = _SameOfMultiples
+            elif type(module) is nn.Conv2d and module.groups > 1:
+                module.__class__ = _Grouped
         if weights is not None:
             _load(self.timm, name, weights)
         info = self.timm.feature_info
@@ -92,7 +94,21 @@ class TimmFeatures(nn.Module):
         return {str(i): features[index] for i, index in enumerate(self.indices)}
 
 
-class _SameOfMultiples(nn.Conv2d):
+class _Grouped(nn.Conv2d):
+    """
+    In float32 where autocast would take bfloat16 on a CPU: there, with channels last, depthwise
+    convolutions take three times as long in that.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        half = x.dtype != weight.dtype  # autocast is at work
+        if self.groups == 1 or x.device.type != "cpu" or not half:
+            return super()._conv_forward(x, weight, bias)
+        with torch.autocast("cpu", enabled=False):
+            return super()._conv_forward(x.float(), weight, bias)
+
+
+class _SameOfMultiples(_Grouped):
     """
     timm's `Conv2dSame`, which works out its padding for each size in a way that torch.export cannot
     follow; where sides are multiples of the stride, as here, it is always the same.
@@ -103,8 +119,7 @@ class _SameOfMultiples(nn.Conv2d):
         for size, stride, dilation in zip(self.kernel_size, self.stride, self.dilation):
             total = max((size - 1) * dilation + 1 - stride, 0)
             pads = [total // 2, total - total // 2, *pads]  # the last side first
-        x = F.pad(x, pads)
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return self._conv_forward(F.pad(x, pads), self.weight, self.bias)
 
 
 def _create(name):
