@@ -60,7 +60,7 @@ def main(recipes):
             str(path.relative_to(CONFIGS))
             for path in CONFIGS.rglob("*.yaml")
             if not path.name.startswith("Base-")
-            and path.parent.name not in ("cpu", "datasets", "standalone")
+            and path.parent.name not in ("cpu", "datasets", "small", "standalone")
         )
     setup_logger(output=str(OUTPUT / "log.txt"))
     register_ten_images(OUTPUT)
