@@ -7,10 +7,12 @@ import random
 import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 from test_page import browser  # noqa: F401
 
 import oln_d2
 from oln_d2.auditing.candidates import Candidates, find_candidates
+from oln_d2.auditing.cross_fit import group_images
 from oln_d2.auditing.decisions import add_accepted, learn_ranks, read_decisions
 from oln_d2.auditing.estimate import estimate, places, sentences
 from oln_d2.checks import InputError
@@ -379,3 +381,101 @@ def test_drag_and_hide(page):
     assert page.locator("#whole").screenshot() != shown
     page.keyboard.up("Shift")
     assert page.locator("#whole").screenshot() == shown
+
+
+def write_images(folder, number, seed=0):
+    """A bright square on noise in each, annotated."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    images, annotations = [], []
+    for i in range(1, number + 1):
+        pixels = rng.integers(0, 90, (96, 128, 3))
+        x, y = int(rng.integers(5, 60)), int(rng.integers(5, 40))
+        pixels[y : y + 40, x : x + 40] = rng.integers(150, 255, 3)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": 128, "height": 96})
+        annotations.append(annotation(i, i, (x, y, 40, 40)))
+    categories = [{"id": 1, "name": "square"}]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def test_what_shares_a_part(tmp_path):
+    """Near duplicates share one wherever they lie; folders do, if there are several."""
+    write_images(tmp_path / "a", 6)
+    write_images(tmp_path / "b", 4, seed=1)
+    write_images(tmp_path / "c", 4, seed=2)
+    with Image.open(tmp_path / "a/3.png") as image:
+        image.resize((120, 90)).save(tmp_path / "c/4.png")
+    paths = sorted(map(str, tmp_path.rglob("*.png")))
+    groups = group_images(paths)
+    names = [path[len(str(tmp_path)) + 1 :] for path in paths]
+    of = dict(zip(names, groups.tolist()))
+    assert {of[name] for name in names if name[0] != "b"} == {of["a/3.png"]}
+    assert {of[name] for name in names if name[0] == "b"} == {of["b/1.png"]} != {of["a/3.png"]}
+    alone = group_images([path for path in paths if "/a/" in path])  # one folder
+    assert len(set(alone.tolist())) == 6
+    most = group_images([path for path in paths if "/b/" not in path])
+    assert len(set(most.tolist())) == 9  # ten images, and two of them are copies
+
+
+def test_cross_fit(tmp_path, monkeypatch):
+    """Each image is judged by a model trained on others, and the run goes on where it stopped."""
+    pytest.importorskip("timm")
+    from oln_d2.auditing import review
+
+    content = write_images(tmp_path / "images", 8)
+    gt = tmp_path / "gt.json"
+    gt.write_text(json.dumps(content))
+    recipe = tmp_path / "recipe.yaml"
+    options = {"epochs": 0.5, "batch_size": 2, "lr": 0.001, "warmup": 0, "workers": 0}
+    recipe.write_text(json.dumps({**options, "min_size": 96, "max_size": 128}))
+    out = tmp_path / "out"
+    command = ["audit", str(gt), "--images", str(tmp_path / "images"), "--output", str(out)]
+    command += ["--cross-fit", "2", "--recipe", str(recipe)]
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(review, "find_candidates", stop)
+        assert main(command) == 130
+    models = sorted(out.glob("cross_fit/part_*/model/model_final.pth"))
+    assert len(models) == 2
+    written = [path.stat().st_mtime_ns for path in models]
+    assert main(command) == 0
+    assert [path.stat().st_mtime_ns for path in models] == written
+    held, trained = (
+        [
+            {image["id"] for image in json.loads(path.read_text())["images"]}
+            for path in sorted(out.glob(f"cross_fit/part_*/{name}.json"))
+        ]
+        for name in ("held_out", "train")
+    )
+    assert held[0] | held[1] == set(range(1, 9)) and not held[0] & held[1]
+    assert trained == held[::-1]
+    listed = json.loads((out / "candidates.json").read_text())
+    assert listed["cross_fit"] == 2
+    first = listed["candidates"][0]
+    accepted = decision(first["id"], "accept", first["bbox"], first["image_id"])
+    path = saved(tmp_path / "d.json", accepted)
+    done = oln_d2.audit(gt, output=out, merge=[path])  # as it was audited before
+    assert done.added == 1 and not (out / "proposals").exists()
+
+
+def test_cross_fit_that_cannot_be(tmp_path, capsys):
+    content = write_images(tmp_path / "images", 3)
+    gt = tmp_path / "gt.json"
+    gt.write_text(json.dumps(content))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("train_json: x.json")
+
+    def refused(*arguments):
+        command = ["audit", gt, "--images", tmp_path / "images", "--output", tmp_path / "out"]
+        assert main([*map(str, command), *map(str, arguments)]) == 2
+        return capsys.readouterr().err
+
+    assert "3 images are too few for 2 parts" in refused("--cross-fit", 2)
+    assert "cross_fit is 1; it has to be 2 or more" in refused("--cross-fit", 1)
+    assert "train_json has no use here" in refused("--cross-fit", 2, "--recipe", recipe)
+    assert "--recipe is how --cross-fit trains" in refused("--recipe", recipe)
+    assert "proposer and cross_fit exclude each other" in refused("--cross-fit", 2, "--tiles", 64)

@@ -157,7 +157,7 @@ def sentences(found: Mapping[str, Found], note: str = "") -> str:
     }
     ret = []
     for name, one in found.items():
-        some, more = (max(np.searchsorted(one.depths, n, "right") - 1, 0) for n in READ)
+        some, more = (max(int(np.searchsorted(one.depths, n, "right")) - 1, 0) for n in READ)
         text = (
             f"Among the first {one.depths[some]} candidates we expect "
             f"{100 * one.recall[some]:.0f} % of the {kinds[name]} (95 % interval "

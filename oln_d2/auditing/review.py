@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +13,14 @@ from pycocotools import mask as mask_utils
 
 from oln_d2 import weights
 from oln_d2.auditing.candidates import COPIES, INSIDE, IOU, Candidates, find_candidates
+from oln_d2.auditing.cross_fit import cross_fit as propose_crosswise
 from oln_d2.auditing.decisions import add_accepted, learn_ranks, read_decisions
 from oln_d2.auditing.estimate import Found, estimate, sentences
-from oln_d2.checks import FRACTION, POSITIVE_INT, InputError, check_limits
+from oln_d2.checks import FRACTION, POSITIVE_INT, InputError, Limit, check_limits
 from oln_d2.data.coco import check_coco, load_coco
 from oln_d2.data.images import open_annotated
 from oln_d2.data.lookup import find_images, image_size
-from oln_d2.evaluation.coco_results import read_results
+from oln_d2.evaluation.coco_results import join_detections, read_results
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.files import StrPath, check_output, make_folder, read_json, write_file
 from oln_d2.loading import load
@@ -51,6 +52,9 @@ def audit(
     output: StrPath = "output/audit",
     *,
     proposer: Proposer | None = None,
+    cross_fit: int | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    device: str = "auto",
     merge: Sequence[StrPath] = (),
     number: int = NUMBER,
     top_k: int = 100,
@@ -71,6 +75,11 @@ def audit(
         output: a folder. It gets `candidates.json`, the page `index.html`, and in `proposals/` what
             was proposed: the same call goes on there.
         proposer: of :func:`oln_d2.load`; by default the model of this package.
+        cross_fit: parts, 2 or more: instead of that, models trained on all other parts propose on
+            each, see :func:`oln_d2.auditing.cross_fit.cross_fit`. With `merge`, by default as many
+            as in the audit before.
+        recipe: how they are trained; by default `configs/standalone/cross_fit.yaml`.
+        device: of these models and their training, see :func:`oln_d2.load`.
         merge: files of decisions that the page saved. What was accepted is added to a copy of the
             annotations, `merged.json`; what was decided is not listed again; and if that is enough,
             at least 10 accepted and 10 rejected, it ranks the rest.
@@ -85,7 +94,11 @@ def audit(
     Raises:
         InputError: files or arguments that cannot be used, before any work is lost.
     """
+    several = Limit(lambda n: n >= 2, "2 or more")
+    if proposer is not None and cross_fit is not None:
+        raise InputError("proposer and cross_fit exclude each other; give one")
     check_limits(
+        cross_fit=(cross_fit, several),
         number=(number, POSITIVE_INT),
         iou=(iou, FRACTION),
         copies=(copies, FRACTION),
@@ -95,19 +108,39 @@ def audit(
     path = os.path.join(output, "candidates.json")
     content = load_coco(gt)
     decisions = read_decisions(merge, content)
+    before = read_json(path) if merge and os.path.isfile(path) else {}
+    images = images or before.get("images")
     if images is None:
-        if not (merge and os.path.isfile(path)):
-            raise InputError("images is missing; give the folder of the images (--images)")
-        images = read_json(path)["images"]
-    proposer = proposer or load()
+        raise InputError("images is missing; give the folder of the images (--images)")
+    if proposer is None:
+        cross_fit = cross_fit or before.get("cross_fit")
     make_folder(output)
     check_output(os.path.join(output, "merged.json"), [gt, *merge])
-    folder = os.path.join(output, "proposals")
-    done = propose_files(
-        proposer, [os.fspath(images)], folder, gt=gt, top_k=top_k, batch_size=batch_size
-    )
+    failures: list[str] = []
+    if cross_fit:
+        folder = os.path.join(output, "cross_fit")
+        results = propose_crosswise(
+            gt,
+            images,
+            folder,
+            cross_fit,
+            recipe or {},
+            device=device,
+            top_k=top_k,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        identity = f"cross-fit {cross_fit} {seed}"
+    else:
+        proposer = proposer or load(device=device)
+        folder = os.path.join(output, "proposals")
+        done = propose_files(
+            proposer, [os.fspath(images)], folder, gt=gt, top_k=top_k, batch_size=batch_size
+        )
+        results, identity = [os.path.join(folder, "results.json")], proposer.identity
+        failures += done.failures
     ground_truth = GroundTruth(content, [], gt)
-    detections = read_results(os.path.join(folder, "results.json"), ground_truth)
+    detections = join_detections([read_results(file, ground_truth) for file in results])
 
     merged = None
     if decisions:
@@ -117,30 +150,41 @@ def audit(
     annotations: dict[int, list[dict[str, Any]]] = {}
     for annotation in content["annotations"]:
         annotations.setdefault(annotation["image_id"], []).append(annotation)
-    options = {"iou": iou, "copies": copies, "inside": inside}
-    found = find_candidates(detections, annotations, **options)
-    found, learnt = _apply(found, decisions, detections, annotations, options)
-    measured = estimate(detections, content, options, seed) if hide else {}
-    summary = sentences(measured, _note(content, proposer)) if measured else ""
+    settings = {"iou": iou, "copies": copies, "inside": inside}
+    found = find_candidates(detections, annotations, **settings)
+    found, learnt = _apply(found, decisions, detections, annotations, settings)
+    measured = estimate(detections, content, settings, seed) if hide else {}
+    summary = sentences(measured, _note(content, identity)) if measured else ""
     if hide:
         parts = {name: one._asdict() for name, one in measured.items()}
         write_file(os.path.join(output, "estimate.json"), json.dumps(parts, indent=1))
     total = len(found.scores)
     found = found.select(slice(number))
-    failures = [*done.failures]
-    about = {"identity": proposer.identity, "summary": summary}
+    about = {"identity": identity, "summary": summary}
     written = _write_page(output, found, content, images, gt, about, failures)
     found = found.select(written)
-    listed = {"gt": os.fspath(gt), "images": os.path.abspath(images), "settings": options}
-    _write_list(path, found, content, {**listed, "model": proposer.identity, "total": total})
+    listed = {
+        "gt": os.fspath(gt),
+        "images": os.path.abspath(images),
+        "model": identity,
+        "cross_fit": cross_fit,
+        "settings": settings,
+        "total": total,
+    }
+    _write_list(path, found, content, listed)
     added = len(content["annotations"]) - len(load_coco(gt)["annotations"])
     page = os.path.join(output, "index.html")
     return Audit(found, total, path, page, merged, added, learnt, measured, summary, failures)
 
 
-def _note(content, proposer):
+def _note(content, identity):
     """Where the model was trained on what is hidden."""
-    if proposer.identity != weights.card()["sha256"]["onnx"]:
+    if identity.startswith("cross-fit"):
+        return (
+            "That is too much for categories that nobody annotated: the models were trained on "
+            "these categories in other images."
+        )
+    if identity not in weights.card()["sha256"].values():
         return ""
     known = set(weights.card()["trained"]["categories"])
     names = {category["name"] for category in content["categories"]} & known

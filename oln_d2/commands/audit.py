@@ -6,6 +6,7 @@ page saves a file of decisions; --merge adds what was accepted to a copy of the 
 
 import argparse
 
+from oln_d2.checks import InputError
 from oln_d2.commands.arguments import pick, print_failures
 
 HELP = "what the annotations of a data set lack, to be reviewed in a browser"
@@ -13,6 +14,7 @@ EXAMPLES = """\
 examples:
   oln-d2 audit train.json --images train/
   oln-d2 audit train.json --merge decisions.json
+  oln-d2 audit train.json --images train/ --cross-fit 3 --output output/audit3
 """
 
 
@@ -46,6 +48,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "much of what is missing the list will show; OUTPUT/estimate.json",
     )
     parser.add_argument("--seed", type=int, default=0, help="of what is hidden, default 0")
+    parser.add_argument(
+        "--cross-fit",
+        type=int,
+        metavar="K",
+        help="divide the images into K parts, train on K - 1 of them and propose on the last, in "
+        "turn: no image is judged by a model that has learnt its gaps (extras train and timm)",
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="YAML",
+        help="how --cross-fit trains, options of `train` (default: configs/standalone/"
+        "cross_fit.yaml, from the weights of this package)",
+    )
     parser.add_argument("--weights", metavar="FILE", help="as of `propose`")
     parser.add_argument("--config-file", metavar="YAML", help="as of `propose`")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -83,15 +98,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from oln_d2.auditing import audit
+    from oln_d2.commands.train import read_settings
     from oln_d2.loading import load
 
+    chosen = pick(args, "weights config_file min_size tiles")
+    given = any(value is not None for value in chosen.values())
+    if args.recipe and not args.cross_fit:
+        raise InputError("--recipe is how --cross-fit trains; give that, too, or leave it out")
     done = audit(
         args.gt,
         args.images,
         args.output,
-        proposer=load(args.weights, args.config_file, args.device, **pick(args, "min_size tiles")),
+        proposer=load(**chosen, device=args.device) if given else None,
+        recipe=read_settings(args.recipe) if args.recipe else None,
         hide=args.estimate,
-        **pick(args, "merge number top_k iou copies inside seed"),
+        **pick(args, "cross_fit device merge number top_k iou copies inside seed"),
     )
     if done.merged:
         print(f"{done.added} annotations were added in {done.merged}")

@@ -256,6 +256,23 @@ def read_recipe(path: StrPath) -> dict[str, Any]:
     return options
 
 
+def read_settings(path: StrPath) -> dict[str, Any]:
+    """
+    A recipe as arguments of :func:`oln_d2.standalone.train`, for data that are given elsewhere.
+
+    Raises:
+        InputError: as :func:`read_recipe`; or it names data or an output folder.
+    """
+    options = read_recipe(path)
+    data = "train_json images split seen more_data val_json val_images output scratch".split()
+    for name in data:
+        if name in options:
+            raise InputError(f"{path}: {name} has no use here; leave it out")
+    model = {n: options.pop(n) for n in MODEL if n in options}
+    config = {**options.pop("model", {}), **model}
+    return {**options, "config": config} if config else options
+
+
 def _found(weights: str) -> str:
     """The file of weights that are given by their name in the model zoo."""
     if os.path.isfile(weights) or not weights.endswith(".yaml"):

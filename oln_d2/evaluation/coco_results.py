@@ -91,6 +91,19 @@ class Detections(NamedTuple):
         return Proposals(boxes, self.scores, size=size, name=name, masks=self.masks, **more)
 
 
+def join_detections(parts: Sequence[Detections]) -> Detections:
+    """Those of several files of boxes, one at least, as if they were one; without masks."""
+    fields = set.intersection(*(set(part.qualities) for part in parts))
+    return Detections(
+        np.concatenate([part.image_ids for part in parts]),
+        np.concatenate([part.boxes for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+        None,
+        {field: np.concatenate([part.qualities[field] for part in parts]) for field in fields},
+        parts[0].source,
+    )
+
+
 def read_results(path: StrPath, ground_truth: GroundTruth, masks: bool = False) -> Detections:
     """
     Args:
