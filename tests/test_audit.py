@@ -193,6 +193,27 @@ def test_accepted_boxes_become_annotations(tmp_path):
     assert again["categories"] == merged["categories"]
 
 
+def test_without_a_review(tmp_path):
+    """Candidates above a score, and so many of an image, become marked annotations."""
+    gt = tmp_path / "gt.json"
+    gt.write_text(GT.read_text())
+    done = oln_d2.audit(gt, PHOTOS, tmp_path / "out", accept_top=2, number=5)
+    pseudo = json.loads((tmp_path / "out/pseudo.json").read_text())
+    old = json.loads(GT.read_text())
+    new = pseudo["annotations"][len(old["annotations"]) :]
+    assert pseudo["annotations"][: len(old["annotations"])] == old["annotations"]
+    assert sorted(a["image_id"] for a in new) == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert {a["source"] for a in new} == {"oln-d2 audit, not reviewed"}
+    assert pseudo["categories"][-1]["name"] == "object"
+    check_coco("pseudo.json", pseudo)
+    middle = sorted(a["score"] for a in new)[4] - 1e-5  # they are rounded
+    done = oln_d2.audit(gt, PHOTOS, tmp_path / "out", accept_top=2, accept_above=middle)
+    above = json.loads((tmp_path / "out/pseudo.json").read_text())["annotations"]
+    assert done.pseudo and {a["score"] for a in above if "score" in a} == {
+        a["score"] for a in new if a["score"] >= middle
+    }
+
+
 BAD = {
     "[]": "has no list 'decisions'; give the file that the page of an audit saved",
     '{"decisions": [{"id": "x"}]}': r"decisions\[0\]: lacks one of id, image_id",

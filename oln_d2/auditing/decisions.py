@@ -13,6 +13,7 @@ from oln_d2.checks import InputError
 from oln_d2.files import StrPath, read_json
 
 SOURCE = "oln-d2 audit"  # marks the annotations that it added, under "source"
+PSEUDO = "oln-d2 audit, not reviewed"
 OBJECT = "object"  # the category of what was accepted without one
 LEAST = 10  # decisions of each kind that a rank can be learnt from
 _KINDS = ("accept", "reject", "skip")
@@ -94,32 +95,60 @@ def add_accepted(content: Mapping[str, Any], decisions: Sequence[Decision]) -> d
         that or a box very near is not there already. What was there keeps its id. Boxes without a
         category get the category `OBJECT`, which is added if needed.
     """
+    rows = [
+        (d.image_id, d.bbox, d.category_id, {"source": SOURCE})
+        for d in decisions
+        if d.what == "accept"
+    ]
+    return _add(content, rows)
+
+
+def add_candidates(content: Mapping[str, Any], candidates: Candidates) -> dict[str, Any]:
+    """
+    Args:
+        content: a COCO file; not changed.
+        candidates: of its images.
+
+    Returns:
+        the same with the candidates as annotations of the category `OBJECT`, which have `PSEUDO`
+        under "source", and their "score".
+    """
+    rows = [
+        (image, tuple(box), None, {"source": PSEUDO, "score": round(score, 5)})
+        for image, box, score in zip(
+            candidates.image_ids.tolist(), candidates.boxes.tolist(), candidates.scores.tolist()
+        )
+    ]
+    return _add(content, rows)
+
+
+def _add(content, rows):
+    """Annotations of rows (image id, box, category id or None, more fields), but of those there."""
     annotations = list(content["annotations"])
     categories = list(content["categories"])
     there = {(a["image_id"], *np.round(a["bbox"]).tolist()) for a in annotations}
     ids = [a["id"] for a in annotations if isinstance(a.get("id"), int)]
     next_id = max(ids, default=0) + 1
-    for decision in decisions:
-        key = (decision.image_id, *np.round(decision.bbox).tolist())
-        if decision.what != "accept" or key in there:
+    for image, box, category, more in rows:
+        key = (image, *np.round(box).tolist())
+        if key in there:
             continue
         there.add(key)
-        category = decision.category_id
         if category is None:
             category = next((c["id"] for c in categories if c["name"] == OBJECT), None)
             if category is None:
                 category = max(c["id"] for c in categories) + 1
                 categories.append({"id": category, "name": OBJECT})
-        x, y, width, height = (round(value, 2) for value in decision.bbox)
+        x, y, width, height = (round(value, 2) for value in box)
         annotations.append(
             {
                 "id": next_id,
-                "image_id": decision.image_id,
+                "image_id": image,
                 "category_id": category,
                 "bbox": [x, y, width, height],
                 "area": round(width * height, 2),
                 "iscrowd": 0,
-                "source": SOURCE,
+                **more,
             }
         )
         next_id += 1

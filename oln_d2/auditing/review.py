@@ -14,7 +14,12 @@ from pycocotools import mask as mask_utils
 from oln_d2 import weights
 from oln_d2.auditing.candidates import COPIES, INSIDE, IOU, Candidates, find_candidates
 from oln_d2.auditing.cross_fit import cross_fit as propose_crosswise
-from oln_d2.auditing.decisions import add_accepted, learn_ranks, read_decisions
+from oln_d2.auditing.decisions import (
+    add_accepted,
+    add_candidates,
+    learn_ranks,
+    read_decisions,
+)
 from oln_d2.auditing.estimate import Found, estimate, sentences
 from oln_d2.checks import FRACTION, POSITIVE_INT, InputError, Limit, check_limits
 from oln_d2.data.coco import check_coco, load_coco
@@ -40,6 +45,7 @@ class Audit(NamedTuple):
     page: str
     merged: str | None  # the annotations with what was accepted
     added: int  # how many annotations that are
+    pseudo: str | None  # the annotations with what was accepted without a review
     learnt: bool  # whether decisions rank the rest
     estimate: dict[str, Found]  # how much of what is missing the list contains
     summary: str  # the same in words
@@ -56,6 +62,8 @@ def audit(
     recipe: Mapping[str, Any] | None = None,
     device: str = "auto",
     merge: Sequence[StrPath] = (),
+    accept_above: float | None = None,
+    accept_top: int | None = None,
     number: int = NUMBER,
     top_k: int = 100,
     iou: float = IOU,
@@ -83,6 +91,8 @@ def audit(
         merge: files of decisions that the page saved. What was accepted is added to a copy of the
             annotations, `merged.json`; what was decided is not listed again; and if that is enough,
             at least 10 accepted and 10 rejected, it ranks the rest.
+        accept_above, accept_top: also write `pseudo.json`, the annotations with all candidates of
+            at least this score, in [0, 1], and at most so many of an image, without a review.
         number: how many candidates are listed, the first ones.
         top_k: proposals of an image.
         iou, copies, inside: see :func:`oln_d2.auditing.candidates.find_candidates`.
@@ -99,6 +109,8 @@ def audit(
         raise InputError("proposer and cross_fit exclude each other; give one")
     check_limits(
         cross_fit=(cross_fit, several),
+        accept_above=(accept_above, FRACTION),
+        accept_top=(accept_top, POSITIVE_INT),
         number=(number, POSITIVE_INT),
         iou=(iou, FRACTION),
         copies=(copies, FRACTION),
@@ -158,6 +170,11 @@ def audit(
     if hide:
         parts = {name: one._asdict() for name, one in measured.items()}
         write_file(os.path.join(output, "estimate.json"), json.dumps(parts, indent=1))
+    pseudo = None
+    if accept_above is not None or accept_top is not None:
+        pseudo = os.path.join(output, "pseudo.json")
+        chosen = _best(found, accept_above or 0.0, accept_top or len(found.scores))
+        write_file(pseudo, json.dumps(add_candidates(content, chosen)))
     total = len(found.scores)
     found = found.select(slice(number))
     about = {"identity": identity, "summary": summary}
@@ -174,7 +191,20 @@ def audit(
     _write_list(path, found, content, listed)
     added = len(content["annotations"]) - len(load_coco(gt)["annotations"])
     page = os.path.join(output, "index.html")
-    return Audit(found, total, path, page, merged, added, learnt, measured, summary, failures)
+    return Audit(
+        found, total, path, page, merged, added, pseudo, learnt, measured, summary, failures
+    )
+
+
+def _best(found, score, number):
+    """Those of at least a score, and at most so many of an image."""
+    seen: Counter[int] = Counter()
+    index = []
+    for i, image in enumerate(found.image_ids.tolist()):
+        if found.scores[i] >= score and seen[image] < number:
+            seen[image] += 1
+            index.append(i)
+    return found.select(index)
 
 
 def _note(content, identity):

@@ -35,6 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="decisions that the page saved: writes OUTPUT/merged.json, and lists the rest anew",
     )
     parser.add_argument(
+        "--accept-above",
+        type=float,
+        metavar="T",
+        help="also write OUTPUT/pseudo.json, the annotations with all candidates of at least this "
+        "score, without a review",
+    )
+    parser.add_argument(
+        "--accept-top",
+        type=int,
+        metavar="N",
+        help="likewise, with the first N candidates of each image at most",
+    )
+    parser.add_argument(
         "--number",
         type=int,
         default=1000,
@@ -112,7 +125,10 @@ def run(args: argparse.Namespace) -> int:
         proposer=load(**chosen, device=args.device) if given else None,
         recipe=read_settings(args.recipe) if args.recipe else None,
         hide=args.estimate,
-        **pick(args, "cross_fit device merge number top_k iou copies inside seed"),
+        **pick(
+            args,
+            "cross_fit device merge accept_above accept_top number top_k iou copies inside seed",
+        ),
     )
     if done.merged:
         print(f"{done.added} annotations were added in {done.merged}")
@@ -121,6 +137,8 @@ def run(args: argparse.Namespace) -> int:
             if done.learnt
             else "Decide on more for a new rank of the rest: accept 10 and reject 10 at least"
         )
+    if done.pseudo:
+        print(f"Candidates were added without a review in {done.pseudo}")
     listed = len(done.candidates.scores)
     if done.total == 0:
         print("No candidates: annotations explain all proposals")
