@@ -80,8 +80,8 @@ def _load(weights, config_file, device):
 
 
 def _on_cuda(device):
-    """Whether PyTorch is to run on CUDA; it is imported only where it is installed."""
-    if device == "auto" and importlib.util.find_spec("torch") is not None:
+    """Whether PyTorch is to run on CUDA; it is imported only where the extra `timm` is there."""
+    if device == "auto" and importlib.util.find_spec("timm") is not None:
         import torch
 
         return torch.cuda.is_available()

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from test_page import browser  # noqa: F401
 
 import oln_d2
+from oln_d2 import weights
 from oln_d2.auditing.candidates import Candidates, find_candidates
 from oln_d2.auditing.cross_fit import group_images
 from oln_d2.auditing.decisions import add_accepted, learn_ranks, read_decisions
@@ -306,6 +308,72 @@ def test_enough_decisions_rank_the_rest(tmp_path):
     assert np.mean(widths[:10]) > 2 * np.mean(widths[-10:])
 
 
+def test_rounds(tmp_path):
+    """
+    A merge goes on with what was proposed and how it was ranked; decisions of all rounds add up,
+    and what was added is no category to choose, and nothing to be estimated by.
+    """
+    content = json.loads(GT.read_text())
+    for entry in content["annotations"]:
+        entry["source"] = "another tool"  # means nothing here
+    gt = tmp_path / "gt.json"
+    gt.write_text(json.dumps(content))
+    out = tmp_path / "out"
+    proposer = oln_d2.load(min_size=256)
+    first = oln_d2.audit(gt, PHOTOS, out, proposer=proposer, top_k=60, iou=0.3, hide=True)
+    data = (out / "audit_files/data.js").read_text()
+    listed = json.loads((out / "candidates.json").read_text())["candidates"]
+    rounds = [[decision(c["id"], "accept", c["bbox"], c["image_id"]) for c in listed[:3]]]
+    rounds.append(
+        [*rounds[0], decision(listed[9]["id"], "reject", listed[9]["bbox"], listed[9]["image_id"])]
+    )
+    for number, decisions in enumerate(rounds):
+        path = saved(tmp_path / f"{number}.json", *decisions)
+        done = oln_d2.audit(gt, output=out, merge=[path], hide=True)
+        assert done.added == 3 and done.estimate == first.estimate
+        merged = json.loads((out / "merged.json").read_text())
+        assert len(merged["annotations"]) == len(content["annotations"]) + 3
+        about = json.loads((out / "candidates.json").read_text())
+        assert about["settings"]["iou"] == 0.3 and about["model"] == proposer.identity
+    again = (out / "audit_files/data.js").read_text()
+    for text in (data, again):  # the browser's decisions stay those of this audit
+        assert text.count('"name": "object"') == 0
+    assert data.split('"id": ')[1] == again.split('"id": ')[1]
+    ids = {c["id"] for c in about["candidates"]}
+    assert not ids & {d["id"] for d in rounds[1]} and done.total < first.total - 3
+    with pytest.raises(InputError, match="give no model and no cross_fit"):
+        oln_d2.audit(gt, output=out, merge=[path], cross_fit=2)
+    with pytest.raises(InputError, match="audit first, without merge"):
+        oln_d2.audit(gt, output=tmp_path / "other", merge=[path])
+
+
+def test_summary_says_what_the_model_knows(tmp_path):
+    """The model of the package was trained on people: an estimate by them is too good."""
+    done = oln_d2.audit(GT, PHOTOS, tmp_path / "out", hide=True)
+    assert "That is too much for other categories: the model of this package" in done.summary
+    assert "such as airplane" in done.summary
+    assert done.summary in (tmp_path / "out/audit_files/data.js").read_text()
+
+
+def test_images_that_are_not_there(tmp_path):
+    some = tmp_path / "some"
+    some.mkdir()
+    shutil.copy(PHOTOS / "coffee.jpg", some)
+    done = oln_d2.audit(GT, some, tmp_path / "out")
+    assert set(done.candidates.image_ids.tolist()) == {3}
+    assert done.failures == [
+        f"3 images are not in {some}: airplane.jpg, astronaut.jpg, motorcycle.jpg"
+    ]
+
+
+def test_annotations_are_never_overwritten(tmp_path):
+    gt = tmp_path / "pseudo.json"
+    gt.write_text(GT.read_text())
+    with pytest.raises(InputError, match="pseudo.json"):
+        oln_d2.audit(gt, PHOTOS, tmp_path, accept_top=1)
+    assert gt.read_text() == GT.read_text()
+
+
 def _iou(a, b):
     from pycocotools import mask
 
@@ -319,6 +387,8 @@ def test_bad_input(tmp_path, capsys):
 
     assert "images is missing; give the folder" in refused(GT)
     assert "inside is 2.0" in refused(GT, "--images", PHOTOS, "--inside", 2)
+    assert "seed is -1" in refused(GT, "--images", PHOTOS, "--seed", -1)
+    assert "top_k is 0" in refused(GT, "--images", PHOTOS, "--top-k", 0)
     assert "no such file" in refused(tmp_path / "none.json", "--images", PHOTOS)
     assert not (tmp_path / "out").exists()
 
@@ -345,7 +415,9 @@ def test_review_by_keyboard(page, tmp_path):
     for key in ["a", "x", "Space"] * 9 + ["1", "0", "A"]:
         page.keyboard.press(key)
     assert state.inner_text() == "candidate 31 of 40 · 12 accepted, 9 rejected, 9 skipped"
-    page.keyboard.press("Backspace")
+    page.keyboard.down("Backspace")
+    page.keyboard.down("Backspace")  # held: repeats undo no more
+    page.keyboard.up("Backspace")
     assert state.inner_text() == "candidate 30 of 40 · 11 accepted, 9 rejected, 9 skipped"
     page.reload()
     assert state.inner_text() == "candidate 30 of 40 · 11 accepted, 9 rejected, 9 skipped"
@@ -378,6 +450,21 @@ def test_review_by_keyboard(page, tmp_path):
     assert names[decisions[30]["category_id"]] == "helmet"
     done = oln_d2.audit(GT, output=tmp_path / "out", merge=[tmp_path / "decisions.json"])
     assert done.added == 13 and not done.learnt
+
+    # The new list: what was skipped is there, what was decided is not, and stays in the file.
+    page.goto((tmp_path / "out/index.html").as_uri())
+    for key in ["ArrowLeft", "Backspace", "x"]:
+        page.keyboard.press(key)
+    assert "13 accepted, 10 rejected" in state.inner_text()
+    page.locator("#order").select_option("score")
+    page.keyboard.press("x")
+    assert "13 accepted, 11 rejected" in state.inner_text()
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    download.value.save_as(tmp_path / "decisions.json")
+    assert len(json.loads((tmp_path / "decisions.json").read_text())["decisions"]) >= 32
+    again = oln_d2.audit(GT, output=tmp_path / "out", merge=[tmp_path / "decisions.json"])
+    assert again.added == 13 and again.learnt
 
 
 @pytest.mark.heavy
@@ -421,25 +508,23 @@ def write_images(folder, number, seed=0):
 
 
 def test_what_shares_a_part(tmp_path):
-    """Near duplicates share one wherever they lie; folders do, if there are several."""
+    """Near duplicates share one wherever they lie; folders do, if there are enough."""
     write_images(tmp_path / "a", 6)
     write_images(tmp_path / "b", 4, seed=1)
     write_images(tmp_path / "c", 4, seed=2)
     with Image.open(tmp_path / "a/3.png") as image:
         image.resize((120, 90)).save(tmp_path / "c/4.png")
     paths = sorted(map(str, tmp_path.rglob("*.png")))
-    groups = group_images(paths)
+    groups = group_images(paths, 3)
     names = [path[len(str(tmp_path)) + 1 :] for path in paths]
     of = dict(zip(names, groups.tolist()))
     assert {of[name] for name in names if name[0] != "b"} == {of["a/3.png"]}
     assert {of[name] for name in names if name[0] == "b"} == {of["b/1.png"]} != {of["a/3.png"]}
-    alone = group_images([path for path in paths if "/a/" in path])  # one folder
-    assert len(set(alone.tolist())) == 6
-    most = group_images([path for path in paths if "/b/" not in path])
-    assert len(set(most.tolist())) == 9  # ten images, and two of them are copies
+    many = group_images(paths, 4)
+    assert len(set(many.tolist())) == 13  # fourteen images, and two of them are copies
 
 
-def test_cross_fit(tmp_path, monkeypatch):
+def test_cross_fit(tmp_path, monkeypatch, capsys):
     """Each image is judged by a model trained on others, and the run goes on where it stopped."""
     pytest.importorskip("timm")
     from oln_d2.auditing import review
@@ -475,12 +560,26 @@ def test_cross_fit(tmp_path, monkeypatch):
     assert held[0] | held[1] == set(range(1, 9)) and not held[0] & held[1]
     assert trained == held[::-1]
     listed = json.loads((out / "candidates.json").read_text())
-    assert listed["cross_fit"] == 2
+    identity = listed["model"]
+    for part, ids in zip((1, 2), held):
+        results = json.loads((out / f"cross_fit/part_{part}/proposals/results.json").read_text())
+        assert {entry["image_id"] for entry in results} == ids
+    from oln_d2.standalone.checkpoint import read_checkpoint
+
+    shipped, learnt = (
+        read_checkpoint(path)["model"]["backbone.bottom_up.timm.conv_stem.weight"]
+        for path in (weights.find(".safetensors"), models[0])
+    )
+    assert (shipped - learnt).abs().max() < 1e-6  # frozen
     first = listed["candidates"][0]
     accepted = decision(first["id"], "accept", first["bbox"], first["image_id"])
     path = saved(tmp_path / "d.json", accepted)
     done = oln_d2.audit(gt, output=out, merge=[path])  # as it was audited before
     assert done.added == 1 and not (out / "proposals").exists()
+    recipe.write_text(json.dumps({**options, "min_size": 96, "max_size": 144}))
+    assert main(command) == 2  # not with the models that are there
+    assert "is of other annotations, another recipe, seed" in capsys.readouterr().err
+    assert json.loads((out / "candidates.json").read_text())["model"] == identity
 
 
 def test_cross_fit_that_cannot_be(tmp_path, capsys):
@@ -499,4 +598,6 @@ def test_cross_fit_that_cannot_be(tmp_path, capsys):
     assert "cross_fit is 1; it has to be 2 or more" in refused("--cross-fit", 1)
     assert "train_json has no use here" in refused("--cross-fit", 2, "--recipe", recipe)
     assert "--recipe is how --cross-fit trains" in refused("--recipe", recipe)
-    assert "proposer and cross_fit exclude each other" in refused("--cross-fit", 2, "--tiles", 64)
+    assert "--tiles: of a model, and --cross-fit" in refused("--cross-fit", 2, "--tiles", 64)
+    recipe.write_text("resume: true")
+    assert "resume has no use here" in refused("--cross-fit", 2, "--recipe", recipe)

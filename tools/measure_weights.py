@@ -56,7 +56,8 @@ def precision(proposer, gt, images):
     content = load_coco(gt)
     boxes_of = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
-        boxes_of[annotation["image_id"]].append(annotation["bbox"])
+        if not annotation.get("iscrowd"):
+            boxes_of[annotation["image_id"]].append(annotation["bbox"])
     scores, right = [], []
     paths = [os.path.join(images, image["file_name"]) for image in content["images"]]
     for image, found in zip(content["images"], proposer(paths)):
@@ -77,7 +78,7 @@ def precision(proposer, gt, images):
 
 
 def likely_score(scores, right):
-    """The least score, in hundredths, from which at least half of the boxes show an object."""
+    """The least score, in hundredths, above which, within 0.1, half of the boxes show an object."""
     for score in np.arange(5, 100) / 100:
         near = (scores >= score) & (scores < score + 0.1)
         if near.any() and right[near].mean() >= 0.5:

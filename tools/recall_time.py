@@ -37,7 +37,8 @@ KS = 10, 30, 100, 300, 1000
 
 def measure(size, proposals, gt, images, output):
     """AR in percent of unseen and seen objects at `KS`, and seconds for an image."""
-    path = output / f"{size}_{proposals or 'all'}.json"
+    digest = weights.card()["sha256"]["onnx"][:8]
+    path = output / f"{digest}_{size}_{proposals or 'all'}.json"
     if not path.exists():
         proposer = OnnxProposer(weights.find(".onnx"), max_proposals=proposals)
         proposer.look_closer(size)

@@ -3,6 +3,7 @@ Proposals on each image by a model that has not learnt from it: trained on the o
 same data set.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from oln_d2.checks import InputError, needs
 from oln_d2.data.coco import load_coco
 from oln_d2.data.images import open_image
 from oln_d2.data.lookup import find_images
-from oln_d2.files import StrPath, make_folder, read_json, write_file
+from oln_d2.files import StrPath, file_digest, make_folder, read_json, write_file
 from oln_d2.loading import load
 from oln_d2.model_zoo import get_config_file
 from oln_d2.propose import propose_files
@@ -42,7 +43,7 @@ def cross_fit(
     top_k: int = 100,
     batch_size: int = 4,
     seed: int = 0,
-) -> list[str]:
+) -> tuple[str, list[str]]:
     """
     Divide the images into parts, and for each part train on the others and propose on it. The same
     call goes on where it was stopped.
@@ -51,19 +52,20 @@ def cross_fit(
         gt, images: annotations in COCO's format, and the folder of their images.
         output: a folder; `parts.json` says which images are in which part, `part_1/` and so on hold
             each model and what it proposes.
-        parts: 2 or more. Images of one folder, where there are as many folders, frames of one
-            video, and near duplicates share a part.
-        recipe: arguments of :func:`oln_d2.standalone.train`; empty: those of `RECIPE`. If it names
-            no weights to start from, those of this package.
+        parts: 2 or more. Images of one folder, where there are as many folders, and near duplicates
+            share a part.
+        recipe: arguments of :func:`oln_d2.standalone.train`, and the model's under "model"; empty:
+            those of `RECIPE`. If it names no weights to start from, those of this package.
         device: see :func:`oln_d2.load`.
         top_k, batch_size: see :func:`propose_files`.
         seed: of the parts and the trainings.
 
     Returns:
-        the results files of the parts.
+        what differs where the proposals may, and the results files of the parts.
 
     Raises:
-        InputError: files or arguments that cannot be used, or too few images.
+        InputError: files or arguments that cannot be used, too few images, or a folder of another
+            data set, recipe or seed.
         ImportError: the extra `train` or `timm` is not installed.
     """
     with needs("cross-fit", "train"):
@@ -75,7 +77,13 @@ def cross_fit(
         recipe = yaml.safe_load(Path(get_config_file(RECIPE)).read_text(encoding="utf-8"))
     content = load_coco(gt)
     make_folder(output)
-    of_image = _parts(content, images, gt, parts, seed, os.path.join(output, "parts.json"))
+    key = json.dumps([file_digest(gt), parts, dict(recipe), seed], sort_keys=True, default=str)
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    path = os.path.join(output, "parts.json")
+    of_image = _parts(content, images, gt, parts, seed, path, digest)
+    recipe = dict(recipe)
+    if model := recipe.pop("model", None):
+        recipe["config"] = model
     used = {annotation["category_id"] for annotation in content["annotations"]}
     names = [c["name"] for c in content["categories"] if c["id"] in used]
     if not recipe.keys() & {"weights", "weights_backbone"}:
@@ -106,7 +114,7 @@ def cross_fit(
             batch_size=batch_size,
         )
         results.append(os.path.join(proposals, "results.json"))
-    return results
+    return f"cross-fit {digest}", results
 
 
 def _only(content, of_image, part, inside):
@@ -119,20 +127,21 @@ def _only(content, of_image, part, inside):
     }
 
 
-def _parts(content, images, gt, parts, seed, path):
+def _parts(content, images, gt, parts, seed, path, digest):
     """The part, from 1, of each image by its id; read from `path` where an earlier run wrote it."""
     ids = [image["id"] for image in content["images"]]
     if len(ids) < 2 * parts:
         raise InputError(f"{gt}: {len(ids)} images are too few for {parts} parts; take fewer parts")
     if os.path.exists(path):
-        known = {int(image): part for image, part in read_json(path)["parts"].items()}
-        if known.keys() == set(ids) and max(known.values()) == parts:
-            return known
+        known = read_json(path)
+        if known.get("digest") == digest:
+            return {int(image): part for image, part in known["parts"].items()}
         raise InputError(
-            f"{path}: is of other images or another number of parts; choose another --output"
+            f"{path}: is of other annotations, another recipe, seed or number of parts; choose "
+            "another --output"
         )
     where = find_images(images, content["images"], gt)
-    groups = group_images([where[image] for image in ids])
+    groups = group_images([where[image] for image in ids], parts)
     sizes = np.bincount(groups)
     order = np.random.default_rng(seed).permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind="stable")]  # the largest first
@@ -142,22 +151,24 @@ def _parts(content, images, gt, parts, seed, path):
         filled[chosen[group]] += sizes[group]
     if filled.min() == 0:
         raise InputError(
-            f"{gt}: the images belong together in {len(sizes)} groups (folders, videos, near "
+            f"{gt}: the images belong together in {len(sizes)} groups (folders and near "
             f"duplicates), too few for {parts} parts; take fewer parts"
         )
+    print(f"Parts of {', '.join(map(str, sorted(filled.tolist())))} images")
     of_image = {image: chosen[group] + 1 for image, group in zip(ids, groups.tolist())}
-    write_file(path, json.dumps({"parts": of_image}))
+    write_file(path, json.dumps({"digest": digest, "parts": of_image}))
     return of_image
 
 
-def group_images(paths: Sequence[StrPath]) -> NDArray[np.int64]:
+def group_images(paths: Sequence[StrPath], parts: int) -> NDArray[np.int64]:
     """
     Args:
         paths: N images.
+        parts: that the groups are for.
 
     Returns:
-        (N,), the number of the group of each, from 0: those of one folder, if there are several
-        folders and none holds more than half of all; frames of one video; and near duplicates.
+        (N,), the number of the group of each, from 0: those of one folder, if there are at least
+        `parts` folders; and near duplicates.
 
     Raises:
         InputError: an image cannot be read.
@@ -177,9 +188,8 @@ def group_images(paths: Sequence[StrPath]) -> NDArray[np.int64]:
     folders: dict[str, list[int]] = {}
     for i, path in enumerate(paths):
         folders.setdefault(os.path.dirname(path), []).append(i)
-    largest = max(map(len, folders.values()), default=0)
-    for folder, members in folders.items():
-        if os.path.isfile(folder) or 2 * largest <= len(paths):  # a video; one of several folders
+    if len(folders) >= parts:
+        for members in folders.values():
             join(members)
     hashes = np.array([difference_hash(path) for path in tqdm(paths, "hashing", disable=None)])
     for byte in range(hashes.shape[1]):

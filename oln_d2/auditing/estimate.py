@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
 from oln_d2.auditing.candidates import Candidates, find_candidates
+from oln_d2.auditing.decisions import PSEUDO, SOURCE
 from oln_d2.evaluation.coco_results import Detections
+from oln_d2.evaluation.result import draw_images
 
 FOUND = 0.5  # IoU from which a candidate shows a hidden object
 SHARE = 0.3  # of all objects that is hidden at random
@@ -57,7 +59,12 @@ def estimate(
         recall are those of one list, on average over the halves.
     """
     rng = np.random.default_rng(seed)
-    objects = [a for a in content["annotations"] if not a.get("iscrowd")]
+    # What an audit added would be found again by its own boxes.
+    objects = [
+        a
+        for a in content["annotations"]
+        if not a.get("iscrowd") and a.get("source") not in (SOURCE, PSEUDO)
+    ]
     crowds = [a for a in content["annotations"] if a.get("iscrowd")]
     objects.sort(key=lambda a: (a["image_id"], a["category_id"], a["bbox"]))  # not by the file's
     used = sorted({a["category_id"] for a in objects})
@@ -67,15 +74,15 @@ def estimate(
         half = set(rng.permutation(used)[: len(used) // 2].tolist())
         is_first = np.array([a["category_id"] in half for a in objects])
         ret["categories"] = _measure(
-            detections, objects, crowds, [is_first, ~is_first], names, options, rng
+            detections, objects, crowds, [is_first, ~is_first], names, options, seed
         )
     hidden = rng.random(len(objects)) < SHARE
     if hidden.any():
-        ret["at random"] = _measure(detections, objects, crowds, [hidden], names, options, rng)
+        ret["at random"] = _measure(detections, objects, crowds, [hidden], names, options, seed)
     return ret
 
 
-def _measure(detections, objects, crowds, groups, names, options, rng):
+def _measure(detections, objects, crowds, groups, names, options, seed):
     """:class:`Found` of lists made without each of some groups, (objects,) bools, in turn."""
     hidden, parts, lists = [], [], []
     for group in groups:
@@ -91,10 +98,12 @@ def _measure(detections, objects, crowds, groups, names, options, rng):
     depths = [n for n in DEPTHS if n <= min(lists)] or [max(min(lists), 1)]
     found = place[:, None] < np.array(depths)  # (H, depths)
     images, of_image = np.unique([a["image_id"] for a in hidden], return_inverse=True)
-    draws = rng.multinomial(len(images), np.full(len(images), 1 / len(images)), DRAWS)
+    draws = draw_images(len(images), DRAWS, seed)
     hits = np.stack([np.bincount(of_image, f, len(images)) for f in found.T], axis=1)
-    totals = draws @ np.bincount(of_image, minlength=len(images))
-    low, high = np.quantile(draws @ hits / totals[:, None], [0.025, 0.975], axis=0)
+    totals = draws @ np.bincount(of_image, minlength=len(images)).astype(np.float32)
+    low, high = np.quantile(
+        draws @ hits.astype(np.float32) / totals[:, None], [0.025, 0.975], axis=0
+    )
     areas = np.array([a["bbox"][2] * a["bbox"][3] for a in hidden])
     kinds = np.array([a["category_id"] for a in hidden])
     sizes = {name: (areas >= least) & (areas < most) for name, (least, most) in SIZES.items()}

@@ -11,11 +11,12 @@ const CONTEXT = 0.6; // of the candidate's longer side, shown around it
 const CORNERS = [null, "left upper", "right lower"]; // that the arrows move
 const shown = categories.slice(0, 10); // those with a digit: the most frequent
 
-let decisions = {}; // by the candidate's id: what, category_id, bbox
+let decisions = {}; // by the candidate's id, also of those that are no longer listed
 let history = []; // ids, as they were decided; and what was there before
 let order = []; // indices of candidates
 let at = 0; // place in `order`
 let hidden = false;
+let kept = true; // by the browser
 let corner = 0; // of CORNERS
 let boxes = {}; // adjusted, not yet decided, by the candidate's id
 const pictures = new Map(); // by file
@@ -24,15 +25,17 @@ function load() {
   try {
     ({ decisions, history } = JSON.parse(localStorage.getItem(KEY)) || { decisions, history });
   } catch {
-    // a browser that keeps nothing
+    kept = false;
   }
+  // Those of candidates that are no longer listed cannot be gone back to.
+  history = history.filter(([id]) => candidates.some((candidate) => candidate.id === id));
 }
 
 function store() {
   try {
     localStorage.setItem(KEY, JSON.stringify({ decisions, history }));
   } catch {
-    // as above; decisions then last as long as the page
+    kept = false;
   }
 }
 
@@ -57,20 +60,32 @@ function sort() {
   at = kept ? order.indexOf(candidates.indexOf(kept)) : 0;
 }
 
-// The next one without a decision, from here on and then from the start.
+// The next one without a decision, from here on and then from the start; then those skipped.
 function advance() {
-  const open = (i) => !decisions[candidates[i].id];
-  let next = order.findIndex((i, place) => place > at && open(i));
-  if (next < 0) next = order.findIndex(open);
-  at = next < 0 ? order.length : next;
+  const what = (i) => (decisions[candidates[i].id] || {}).what;
+  const open = (i) => !what(i);
+  const skipped = (i) => what(i) === "skip";
+  const next = [open, skipped]
+    .flatMap((wanted) => [
+      order.findIndex((i, place) => place > at && wanted(i)),
+      order.findIndex(wanted),
+    ])
+    .find((place) => place >= 0);
+  at = next === undefined ? order.length : next;
   corner = 0;
 }
 
 function decide(what, categoryId = null) {
   if (at >= order.length) return;
-  const { id } = current();
+  const { id, image, bbox } = current();
   history.push([id, decisions[id] || null]);
-  decisions[id] = { what, category_id: categoryId, bbox: boxOf(current()) };
+  decisions[id] = {
+    what,
+    image_id: images[image].id,
+    category_id: categoryId,
+    bbox: boxOf(current()),
+    proposed: bbox,
+  };
   store();
   advance();
   show();
@@ -88,7 +103,7 @@ function undo() {
 }
 
 function go(step) {
-  at = Math.min(Math.max(at + step, 0), order.length - 1);
+  at = Math.max(Math.min(at + step, order.length - 1), 0);
   corner = 0;
   show();
 }
@@ -177,9 +192,10 @@ function show() {
   const count = (what) => made.filter((decision) => decision.what === what).length;
   const done = candidates.filter(({ id }) => decisions[id]).length;
   const end = at >= order.length;
+  const warning = kept ? "" : " · this browser keeps nothing: save before you leave";
   const place = end ? "all decided" : `candidate ${at + 1} of ${order.length}`;
   $("state").textContent =
-    `${place} · ${count("accept")} accepted, ${count("reject")} rejected, ${count("skip")} skipped`;
+    `${place} · ${count("accept")} accepted, ${count("reject")} rejected, ${count("skip")} skipped${warning}`;
   $("bar").firstElementChild.style.width = `${(100 * done) / Math.max(candidates.length, 1)}%`;
   $("edit").setAttribute("aria-pressed", corner > 0);
   const decision = end ? null : decisions[current().id];
@@ -200,17 +216,9 @@ function show() {
   if (next !== undefined) picture(images[candidates[next].image]);
 }
 
-// All decisions of this audit as a file.
+// All decisions of this audit as a file, those of earlier lists as well.
 function save() {
-  const of = Object.fromEntries(candidates.map((candidate) => [candidate.id, candidate]));
-  const list = Object.entries(decisions)
-    .filter(([id]) => of[id])
-    .map(([id, decision]) => ({
-      id,
-      image_id: images[of[id].image].id,
-      ...decision,
-      proposed: of[id].bbox,
-    }));
+  const list = Object.entries(decisions).map(([id, decision]) => ({ id, ...decision }));
   const text = JSON.stringify({ audit: auditId, decisions: list }, null, 1);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
@@ -242,6 +250,7 @@ function press(key) {
 
 document.addEventListener("keydown", (event) => {
   if (event.target.matches("input, select") || event.ctrlKey || event.altKey || event.metaKey) return;
+  if (event.repeat && !ARROWS[event.key]) return; // a key held decides on one
   if (event.key === "Shift") {
     hidden = true;
     draw();
@@ -261,6 +270,7 @@ for (const button of document.querySelectorAll("[data-key]")) {
 }
 $("save").addEventListener("click", save);
 $("order").addEventListener("change", () => {
+  $("order").blur(); // for the keys
   sort();
   show();
 });

@@ -21,10 +21,10 @@ from oln_d2.auditing.decisions import (
     read_decisions,
 )
 from oln_d2.auditing.estimate import Found, estimate, sentences
-from oln_d2.checks import FRACTION, POSITIVE_INT, InputError, Limit, check_limits
+from oln_d2.checks import FRACTION, POSITIVE_INT, SEED, InputError, Limit, check_limits
 from oln_d2.data.coco import check_coco, load_coco
 from oln_d2.data.images import open_annotated
-from oln_d2.data.lookup import find_images, image_size
+from oln_d2.data.lookup import find_images, image_size, some
 from oln_d2.evaluation.coco_results import join_detections, read_results
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.files import StrPath, check_output, make_folder, read_json, write_file
@@ -66,9 +66,9 @@ def audit(
     accept_top: int | None = None,
     number: int = NUMBER,
     top_k: int = 100,
-    iou: float = IOU,
-    copies: float = COPIES,
-    inside: float = INSIDE,
+    iou: float | None = None,
+    copies: float | None = None,
+    inside: float | None = None,
     hide: bool = False,
     seed: int = 0,
     batch_size: int = 4,
@@ -84,57 +84,75 @@ def audit(
             was proposed: the same call goes on there.
         proposer: of :func:`oln_d2.load`; by default the model of this package.
         cross_fit: parts, 2 or more: instead of that, models trained on all other parts propose on
-            each, see :func:`oln_d2.auditing.cross_fit.cross_fit`. With `merge`, by default as many
-            as in the audit before.
-        recipe: how they are trained; by default `configs/standalone/cross_fit.yaml`.
-        device: of these models and their training, see :func:`oln_d2.load`.
-        merge: files of decisions that the page saved. What was accepted is added to a copy of the
-            annotations, `merged.json`; what was decided is not listed again; and if that is enough,
-            at least 10 accepted and 10 rejected, it ranks the rest.
+            each, see :func:`oln_d2.auditing.cross_fit.cross_fit`.
+        recipe: how they are trained; by default as `configs/standalone/cross_fit.yaml` says.
+        device: of the model, and of training, see :func:`oln_d2.load`.
+        merge: files of decisions that the page saved. The audit in `output` goes on with what it
+            proposed: what was accepted is added to a copy of the annotations, `merged.json`; what
+            was decided is not listed again; and if that is enough, at least 10 accepted and 10
+            rejected, it ranks the rest.
         accept_above, accept_top: also write `pseudo.json`, the annotations with all candidates of
             at least this score, in [0, 1], and at most so many of an image, without a review.
         number: how many candidates are listed, the first ones.
         top_k: proposals of an image.
-        iou, copies, inside: see :func:`oln_d2.auditing.candidates.find_candidates`.
+        iou, copies, inside: see :func:`oln_d2.auditing.candidates.find_candidates`; by default its
+            own or, with `merge`, those of the audit before.
         hide: also estimate how much of what is missing the list contains, see
             :func:`oln_d2.auditing.estimate.estimate`; written to `estimate.json`.
-        seed: of what is hidden.
+        seed: of what is hidden, and of `cross_fit`.
         batch_size: images at once.
 
     Raises:
         InputError: files or arguments that cannot be used, before any work is lost.
     """
     several = Limit(lambda n: n >= 2, "2 or more")
-    if proposer is not None and cross_fit is not None:
-        raise InputError("proposer and cross_fit exclude each other; give one")
     check_limits(
         cross_fit=(cross_fit, several),
         accept_above=(accept_above, FRACTION),
         accept_top=(accept_top, POSITIVE_INT),
         number=(number, POSITIVE_INT),
+        top_k=(top_k, POSITIVE_INT),
         iou=(iou, FRACTION),
         copies=(copies, FRACTION),
         inside=(inside, FRACTION),
+        seed=(seed, SEED),
+        batch_size=(batch_size, POSITIVE_INT),
     )
+    if proposer is not None and cross_fit is not None:
+        raise InputError("a model and cross_fit exclude each other; give one")
     output = os.fspath(output)
-    path = os.path.join(output, "candidates.json")
-    content = load_coco(gt)
-    decisions = read_decisions(merge, content)
-    before = read_json(path) if merge and os.path.isfile(path) else {}
+    listed = os.path.join(output, "candidates.json")
+    original = load_coco(gt)
+    decisions = read_decisions(merge, original)
+    before: dict[str, Any] = {}
+    if merge:
+        if not os.path.isfile(listed):
+            raise InputError(
+                f"{listed}: no such file; audit first, without merge, or give --output"
+            )
+        if proposer is not None or cross_fit is not None:
+            raise InputError(
+                "with merge, the proposals are those of the audit before; give no model and no "
+                "cross_fit"
+            )
+        before = read_json(listed)
     images = images or before.get("images")
     if images is None:
         raise InputError("images is missing; give the folder of the images (--images)")
-    if proposer is None:
-        cross_fit = cross_fit or before.get("cross_fit")
+    settings = {"iou": IOU, "copies": COPIES, "inside": INSIDE, **before.get("settings", {})}
+    given = {"iou": iou, "copies": copies, "inside": inside}
+    settings.update({name: value for name, value in given.items() if value is not None})
     make_folder(output)
-    check_output(os.path.join(output, "merged.json"), [gt, *merge])
+    for name in ("candidates", "merged", "pseudo", "estimate"):
+        check_output(os.path.join(output, f"{name}.json"), [gt, *merge])
     failures: list[str] = []
-    if cross_fit:
-        folder = os.path.join(output, "cross_fit")
-        results = propose_crosswise(
+    if merge:
+        results, identity = before["results"], before["model"]
+    elif cross_fit:
+        identity, results = propose_crosswise(
             gt,
             images,
-            folder,
+            os.path.join(output, "cross_fit"),
             cross_fit,
             recipe or {},
             device=device,
@@ -142,7 +160,6 @@ def audit(
             batch_size=batch_size,
             seed=seed,
         )
-        identity = f"cross-fit {cross_fit} {seed}"
     else:
         proposer = proposer or load(device=device)
         folder = os.path.join(output, "proposals")
@@ -151,22 +168,22 @@ def audit(
         )
         results, identity = [os.path.join(folder, "results.json")], proposer.identity
         failures += done.failures
-    ground_truth = GroundTruth(content, [], gt)
+        if done.absent:
+            failures.append(f"{len(done.absent)} images are not in {images}: {some(done.absent)}")
+    ground_truth = GroundTruth(original, [], gt)
     detections = join_detections([read_results(file, ground_truth) for file in results])
 
-    merged = None
+    content, merged = original, None
     if decisions:
-        content = check_coco(gt, add_accepted(content, decisions))
+        content = check_coco(gt, add_accepted(original, decisions))
         merged = os.path.join(output, "merged.json")
         write_file(merged, json.dumps(content))
-    annotations: dict[int, list[dict[str, Any]]] = {}
-    for annotation in content["annotations"]:
-        annotations.setdefault(annotation["image_id"], []).append(annotation)
-    settings = {"iou": iou, "copies": copies, "inside": inside}
-    found = find_candidates(detections, annotations, **settings)
-    found, learnt = _apply(found, decisions, detections, annotations, settings)
-    measured = estimate(detections, content, settings, seed) if hide else {}
-    summary = sentences(measured, _note(content, identity)) if measured else ""
+    found = find_candidates(detections, _by_image(content), **settings)
+    learnt = False
+    if decisions:
+        found, learnt = _apply(found, decisions, detections, _by_image(original), settings)
+    measured = estimate(detections, original, settings, seed) if hide else {}
+    summary = sentences(measured, _note(original, identity)) if measured else ""
     if hide:
         parts = {name: one._asdict() for name, one in measured.items()}
         write_file(os.path.join(output, "estimate.json"), json.dumps(parts, indent=1))
@@ -177,23 +194,42 @@ def audit(
         write_file(pseudo, json.dumps(add_candidates(content, chosen)))
     total = len(found.scores)
     found = found.select(slice(number))
-    about = {"identity": identity, "summary": summary}
+    # Decisions that a browser holds are about these annotations and proposals.
+    key = json.dumps([os.path.realpath(gt), identity, original["categories"]])
+    about = {
+        "id": hashlib.sha256(key.encode()).hexdigest()[:12],
+        "summary": summary,
+        "categories": _by_frequency(original),
+    }
     written = _write_page(output, found, content, images, gt, about, failures)
     found = found.select(written)
-    listed = {
+    about = {
         "gt": os.fspath(gt),
         "images": os.path.abspath(images),
         "model": identity,
-        "cross_fit": cross_fit,
+        "results": [os.path.abspath(file) for file in results],
         "settings": settings,
         "total": total,
     }
-    _write_list(path, found, content, listed)
-    added = len(content["annotations"]) - len(load_coco(gt)["annotations"])
+    _write_list(listed, found, content, about)
+    added = len(content["annotations"]) - len(original["annotations"])
     page = os.path.join(output, "index.html")
     return Audit(
-        found, total, path, page, merged, added, pseudo, learnt, measured, summary, failures
+        found, total, listed, page, merged, added, pseudo, learnt, measured, summary, failures
     )
+
+
+def _by_image(content):
+    annotations: dict[int, list[dict[str, Any]]] = {}
+    for annotation in content["annotations"]:
+        annotations.setdefault(annotation["image_id"], []).append(annotation)
+    return annotations
+
+
+def _by_frequency(content):
+    numbers = Counter(a["category_id"] for a in content["annotations"])
+    order = sorted(content["categories"], key=lambda c: (-numbers[c["id"]], c["id"]))
+    return [{"id": c["id"], "name": c["name"]} for c in order]
 
 
 def _best(found, score, number):
@@ -226,28 +262,27 @@ def _note(content, identity):
     )
 
 
-def _apply(found, decisions, detections, annotations, options):
-    """The candidates that are left, ranked by what was decided on others, and whether they are."""
+def _apply(found, decisions, detections, annotations, settings):
+    """
+    The candidates that are left, ranked by what was decided on others, and whether they are.
+    `annotations`: without what was accepted, as they were when it was judged.
+    """
     decided: dict[int, list[tuple[float, ...]]] = {}
     for decision in decisions:
         if decision.what != "skip":
             decided.setdefault(decision.image_id, []).append(decision.proposed)
     keep = np.ones(len(found.scores), bool)
-    for i, (image, box) in enumerate(zip(found.image_ids.tolist(), found.boxes)):
+    for i, image in enumerate(found.image_ids.tolist()):
         if own := decided.get(image):
-            overlap = mask_utils.iou(box[None], np.array(own), [0] * len(own))
-            keep[i] = overlap.max() <= options["copies"]
+            overlap = mask_utils.iou(found.boxes[i : i + 1], np.array(own), [0] * len(own))
+            keep[i] = overlap.max() <= settings["copies"]
     found = found.select(keep)
-    # How they lay to the annotations when they were judged: without what was accepted.
-    sources = {
-        image: [a for a in own if a.get("source") is None] for image, own in annotations.items()
-    }
-    before = find_candidates(detections, sources, **options)
-    place = {key: i for i, key in enumerate(_ids(before))}
-    judged = [d for d in decisions if d.what != "skip" and d.id in place]
-    index = [place[d.id] for d in judged]
-    accepted = [d.what == "accept" for d in judged]
-    likely = learn_ranks(found, before.select(index), np.array(accepted, bool))
+    theirs = np.isin(detections.image_ids, list(decided))
+    judged = find_candidates(detections.select(np.flatnonzero(theirs)), annotations, **settings)
+    place = {key: i for i, key in enumerate(_ids(judged))}
+    judging = [d for d in decisions if d.what != "skip" and d.id in place]
+    accepted = np.array([d.what == "accept" for d in judging], bool)
+    likely = learn_ranks(found, judged.select([place[d.id] for d in judging]), accepted)
     if likely is None:
         return found, False
     found = found._replace(ranks=likely)
@@ -317,13 +352,8 @@ def _write_page(output, found, content, images, gt, about, failures):
         )
     index = [i for i, image in enumerate(found.image_ids.tolist()) if image in shown]
     found = found.select(index)
-    numbers = Counter(a["category_id"] for a in content["annotations"])
-    order = sorted(content["categories"], key=lambda c: (-numbers[c["id"]], c["id"]))
-    key = json.dumps([about["identity"], sorted(entries)])
     data = {
-        "id": hashlib.sha256(key.encode()).hexdigest()[:12],
-        "summary": about["summary"],
-        "categories": [{"id": c["id"], "name": c["name"]} for c in order],
+        **about,
         "images": pictures,
         "candidates": [
             {

@@ -9,6 +9,7 @@ import argparse
 from oln_d2.checks import InputError
 from oln_d2.commands.arguments import pick, print_failures
 
+GOES_ON = "the same command goes on"
 HELP = "what the annotations of a data set lack, to be reviewed in a browser"
 EXAMPLES = """\
 examples:
@@ -32,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         nargs="+",
         default=[],
-        help="decisions that the page saved: writes OUTPUT/merged.json, and lists the rest anew",
+        help="decisions that the page saved: the audit in OUTPUT goes on, writes merged.json there "
+        "and lists the rest anew",
     )
     parser.add_argument(
         "--accept-above",
@@ -60,7 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also hide some annotations and count how many of them the candidates contain: how "
         "much of what is missing the list will show; OUTPUT/estimate.json",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is hidden, default 0")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of what is hidden and of parts, default 0"
+    )
     parser.add_argument(
         "--cross-fit",
         type=int,
@@ -89,23 +93,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--iou",
         type=float,
-        default=0.5,
-        help="overlap with an annotation that explains a proposal (default %(default)s)",
+        help="overlap with an annotation that explains a proposal (default 0.5)",
     )
     parser.add_argument(
         "--copies",
         type=float,
-        default=0.5,
         metavar="IOU",
-        help="overlap with a better candidate that makes a copy (default %(default)s)",
+        help="overlap with a better candidate that makes a copy (default 0.5)",
     )
     parser.add_argument(
         "--inside",
         type=float,
-        default=0.15,
         metavar="X",
         help="the part of its score that a candidate inside an annotation loses, since it may be a "
-        "part of that object (default %(default)s)",
+        "part of that object (default 0.15)",
     )
 
 
@@ -115,7 +116,10 @@ def run(args: argparse.Namespace) -> int:
     from oln_d2.loading import load
 
     chosen = pick(args, "weights config_file min_size tiles")
-    given = any(value is not None for value in chosen.values())
+    given = [f"--{name.replace('_', '-')}" for name, value in chosen.items() if value is not None]
+    if given and (args.cross_fit or args.merge):
+        other = "--cross-fit trains its own models" if args.cross_fit else "--merge needs none"
+        raise InputError(f"{', '.join(given)}: of a model, and {other}; leave one out")
     if args.recipe and not args.cross_fit:
         raise InputError("--recipe is how --cross-fit trains; give that, too, or leave it out")
     done = audit(
@@ -144,7 +148,10 @@ def run(args: argparse.Namespace) -> int:
         print("No candidates: annotations explain all proposals")
     else:
         print(f"{done.total} candidates, the first {listed} of them are listed in {done.listed}")
-        print(f"Open {done.page} in a browser; it needs the folder audit_files beside it")
+        print(
+            f"Open {done.page} in a browser; it needs the folder audit_files beside it, and the "
+            "images where they are"
+        )
     if done.summary:
         print(done.summary)
     print_failures("Left out:", done.failures)

@@ -258,19 +258,19 @@ def read_recipe(path: StrPath) -> dict[str, Any]:
 
 def read_settings(path: StrPath) -> dict[str, Any]:
     """
-    A recipe as arguments of :func:`oln_d2.standalone.train`, for data that are given elsewhere.
+    :func:`read_recipe` for runs whose data, output and processes are given elsewhere.
 
     Raises:
-        InputError: as :func:`read_recipe`; or it names data or an output folder.
+        InputError: as of that; or it names some of these.
     """
     options = read_recipe(path)
-    data = "train_json images split seen more_data val_json val_images output scratch".split()
-    for name in data:
+    elsewhere = "train_json images split seen more_data data_weights val_json val_images output"
+    for name in f"{elsewhere} scratch resume device devices num_nodes".split():
         if name in options:
             raise InputError(f"{path}: {name} has no use here; leave it out")
     model = {n: options.pop(n) for n in MODEL if n in options}
-    config = {**options.pop("model", {}), **model}
-    return {**options, "config": config} if config else options
+    model = {**options.pop("model", {}), **model}
+    return {**options, "model": model} if model else options
 
 
 def _found(weights: str) -> str:
