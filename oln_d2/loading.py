@@ -41,16 +41,16 @@ def load(
     check_limits(device=(device, one_of("auto", "cpu", "cuda")))
     proposer = _load(weights, config_file, device)
     proposer.look_closer(min_size, tiles)
+    if card := shipped.card_of(proposer.identity):
+        proposer.likely_score = card["likely_score"]
+        proposer.copy_factor = card["copy_factor"]
     return proposer
 
 
 def _load(weights, config_file, device):
     if weights is None and config_file is None:
         weights = shipped.find(".safetensors" if _on_cuda(device) else ".onnx")
-        proposer = _load(weights, None, device)
-        proposer.likely_score = shipped.card()["likely_score"]
-        return proposer
-    if weights is None:
+    elif weights is None:
         weights = get_checkpoint_url(os.fspath(config_file))
     weights = os.path.expanduser(weights)
     if "://" not in weights and not os.path.isfile(weights):

@@ -85,14 +85,15 @@ class Proposals:
 
     Attributes:
         boxes (D, 4): float64.
-        scores (D,): in [0, 1]. For OLN the geometric mean of the following scores.
+        scores (D,): in [0, 1]. For OLN the geometric mean of the following scores; less for near
+            copies where the model says so (`Proposer.copy_factor`).
         objectness, box_scores, mask_scores (D,): centerness, predicted IoU of the box and of the
             mask, each in [0, 1]; None where the model has no such score.
         masks (RLEMasks): D masks; None where the model has none.
         size (int, int): height and width of the image.
         name (str): the image's; "" if it was not read from a file.
-        likely_score (float): in [0, 1]; a box with at least this score is more likely an object
-            than not. 0 where nobody has measured that for the model.
+        likely_score (float): in [0, 1]; of the boxes with at least this score, half show an object.
+            0 where nobody has measured that for the model.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ Made by `python tools/make_model_zoo.py > MODEL_ZOO.md` from
   `from oln_d2 import model_zoo; cfg = model_zoo.get_config("RECIPE")`.
 * **Weights** are those trained with the recipe. Where there are none,
   `model_zoo.get_checkpoint_url("RECIPE")` says how to get some. The authors published weights of
-  OLN-Box, see [Published weights](README.md#published-weights).
+  OLN-Box, see [Published weights](docs/published_weights.md).
 * **Measured** are metrics of these weights. **Published** are other people's, of their weights, and
   not measured here. A table without such a column has none.
 * [docs/experiments.md](docs/experiments.md) lists the recipes of each experiment of the paper.

@@ -78,10 +78,10 @@ def precision(proposer, gt, images):
 
 
 def likely_score(scores, right):
-    """The least score, in hundredths, above which, within 0.1, half of the boxes show an object."""
+    """The least score, in hundredths, such that half of the boxes from it on show an object."""
     for score in np.arange(5, 100) / 100:
-        near = (scores >= score) & (scores < score + 0.1)
-        if near.any() and right[near].mean() >= 0.5:
+        above = scores >= score
+        if above.any() and right[above].mean() >= 0.5:
             return float(score)
     raise SystemExit("no score of these weights tells objects from the rest")
 

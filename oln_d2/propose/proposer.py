@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from oln_d2.boxes import nms
 from oln_d2.checks import FRACTION, POSITIVE_INT, Limit, check_limits
 from oln_d2.data.images import resized_shape, to_image
 from oln_d2.propose.inputs import find_sources, read_frames
 from oln_d2.propose.tiles import Tile, make_tiles, merge
 from oln_d2.results import Proposals
+
+COPIES = 0.5  # IoU with a better box, above which a box is a copy of it
 
 
 class Photo(NamedTuple):
@@ -43,6 +46,8 @@ class Proposer(ABC):
             sees it, in pixels; with `min_size` None it sees the image as it is.
         size_divisor (int): the model pads both sides to a multiple of it.
         likely_score (float): see :class:`Proposals`.
+        copy_factor (float): in [0, 1]; of the score of a box that overlaps a better one by an IoU
+            above `COPIES`, so that it comes later. 1: they stay where they are.
         overrides (dict): what :meth:`look_closer` was given.
     """
 
@@ -52,6 +57,7 @@ class Proposer(ABC):
     max_size: int
     size_divisor: int = 1
     likely_score: float = 0.0
+    copy_factor: float = 1.0
     overrides: Mapping[str, int | None] = {"min_size": None, "tiles": None}
 
     def look_closer(self, min_size: int | None = None, tiles: int | None = None) -> None:
@@ -158,6 +164,8 @@ class Proposer(ABC):
             fields = parts_of[0][1]
             if len(parts_of) > 1:
                 fields = merge(parts_of, width, height, self.max_detections)
+            if self.copy_factor < 1:
+                fields = {**fields, "scores": self._without_copies(fields)}
             own = Proposals(
                 **fields,
                 size=(height, width),
@@ -168,6 +176,13 @@ class Proposer(ABC):
             own = own[own.scores > score]
             ret.append((own if nms is None else own.nms(nms)).top(top_k))
         return ret
+
+    def _without_copies(self, fields):
+        boxes, scores = (np.array(fields[name], float) for name in ("boxes", "scores"))
+        order = np.argsort(-scores, kind="stable")
+        factors = np.full(len(scores), self.copy_factor)
+        factors[order[nms(boxes[order], COPIES)]] = 1
+        return scores * factors
 
     def _detect_resized(self, images):
         pixels, sizes = [], []

@@ -4,8 +4,8 @@ Trained models. The one that the package ships lies beside this file; others are
 
     NAME.onnx: for any machine, without PyTorch
     NAME.safetensors: the same weights for PyTorch and Detectron2, also to train on from
-    NAME.json: what they are: "sha256" of the others by their endings, the "likely_score" of a box
-        (see `Proposals`), and how the model was trained and measured
+    NAME.json: what they are: "sha256" of the others by their endings, "likely_score" and
+        "copy_factor" (see `Proposer`), and how the model was trained and measured
 
 docs/model_card.md says what they find, MODEL_LICENSES.md where they come from.
 """
@@ -31,6 +31,16 @@ def card(name: str = SHIPPED) -> dict[str, Any]:
     if content.get("format") != FORMAT:
         raise _damaged(path, f"is of the format {content.get('format')}, not {FORMAT}")
     return content
+
+
+def card_of(digest: str) -> dict[str, Any] | None:
+    """The card of the weights whose file has this SHA-256, wherever it lies; None for others."""
+    for folder in (PACKAGE, REPOSITORY):
+        for path in sorted(folder.glob("*.json")):
+            content = read_json(path)
+            if digest in content.get("sha256", {}).values():
+                return content
+    return None
 
 
 def find(ending: str, name: str = SHIPPED) -> str:
