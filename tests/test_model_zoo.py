@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import CONFIGS, NEEDS_DETECTRON2, ROOT
 
-from oln_d2 import model_zoo
+from oln_d2 import model_zoo, weights
 from oln_d2.checks import InputError
 
 RECIPES = [row["recipe"] for row in model_zoo.rows()]
@@ -37,13 +37,15 @@ def test_page_is_up_to_date():
 def test_page_shows_weights_and_metrics(monkeypatch):
     """Trained weights must come with their address, digest and what was measured of them."""
     row = {"recipe": "a.yaml", "group": "OLN", "what": "A", "measured": {"AR@100": 33.3}}
-    row["weights"] = {"url": "https://x.org/a.pth", "sha256": "0123"}
+    row["weights"] = weights.SHIPPED
+    digest = weights.card()["sha256"]["safetensors"]
     monkeypatch.syspath_prepend(ROOT / "tools")
     import make_model_zoo
 
     monkeypatch.setattr(make_model_zoo, "rows", lambda: [row])
     last = make_model_zoo.model_zoo_md().splitlines()[-1]
-    assert last.endswith("| A | [file](https://x.org/a.pth), sha256 `0123` | AR@100 33.3 |")
+    file = f"oln_d2/weights/{weights.SHIPPED}.safetensors"
+    assert last.endswith(f"| A | [file]({file}), sha256 `{digest}` | AR@100 33.3 |")
 
 
 def test_config_file():
@@ -88,23 +90,24 @@ def test_config():
 def test_models(monkeypatch, tmp_path):
     """`get` must give the recipe's model, with the trained weights where there are some."""
     import torch
-    from detectron2.checkpoint import DetectionCheckpointer
 
-    recipe = "cpu/oln_box_R_10_FPN_GN.yaml"
-    with pytest.raises(InputError, match="has no trained weights to download"):
-        model_zoo.get(recipe, trained=True)
-    torch.manual_seed(0)
+    from oln_d2.standalone.checkpoint import read_checkpoint
+
+    with pytest.raises(InputError, match="has no trained weights yet; train it with python"):
+        model_zoo.get("cpu/oln_box_R_10_FPN_GN.yaml", trained=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    recipe = "small/oln_box_lite0_general.yaml"
     random = model_zoo.get(recipe)
     assert random.training and random.device.type == (
         "cuda" if torch.cuda.is_available() else "cpu"
     )
-    DetectionCheckpointer(random, str(tmp_path)).save("model")
-    url = str(tmp_path / "model.pth")
-    row = {"recipe": recipe, "weights": {"url": url, "sha256": ""}}
-    monkeypatch.setattr(model_zoo, "rows", lambda: [row])
-    assert model_zoo.get_config(recipe, trained=True).MODEL.WEIGHTS == url
-    trained = model_zoo.get(recipe, trained=True, device="cpu")
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(random.parameters(), trained.parameters()))
-    torch.manual_seed(1)
-    other = model_zoo.get(recipe, device="cpu")
-    assert not all(torch.equal(a, b) for a, b in zip(other.parameters(), trained.parameters()))
+    expected = read_checkpoint(weights.find(".safetensors"))["model"]
+    for trained, model in ((False, random), (True, model_zoo.get(recipe, True, device="cpu"))):
+        found = model.state_dict()
+        same = [torch.equal(found[name].cpu(), value) for name, value in expected.items()]
+        assert all(same) == trained
+    (made,) = (tmp_path / "oln_d2").iterdir()
+    assert model_zoo.get_config(recipe, trained=True).MODEL.WEIGHTS == str(made)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(made))  # a file, where no folder can be made
+    with pytest.raises(InputError, match="oln_d2"):
+        model_zoo.get_checkpoint_url(recipe)

@@ -357,7 +357,6 @@ def test_bad_input_is_one_sentence(weights, photos, tmp_path, capsys):
         ([photos, "--weights", tmp_path / "none.pth", *out], "no such file"),
         ([photos, "--weights", tmp_path / "other.pth", *out], "other.pth"),
         ([photos, "--weights", tmp_path / "fc.pth", *out], "does not say how its model is built"),
-        ([photos, *out], "weights is missing"),
         ([photos, "--config-file", "oln_box_R_50_FPN.yaml", *out], "no trained weights"),
         ([photos, *good, "--top-k", 0], "top_k is 0"),
         ([photos, *good, "--batch-size", 0], "batch_size is 0"),

@@ -718,12 +718,20 @@ def test_go_on_from_weights(coco, uninterrupted, tmp_path):
     )  # it is not read any more
 
 
-def test_weights_by_name(coco, tmp_path, capsys):
+def test_weights_by_name(coco, tmp_path, capsys, monkeypatch):
     """The zoo's names are understood; where there are no weights it says what to do."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     arguments = [*options(coco, tmp_path), "--weights", "oln_box_R_50_FPN.yaml"]
     arguments.remove("--scratch")
     assert main(arguments) == 2
-    assert "has no trained weights to download yet" in capsys.readouterr().err
+    assert "has no trained weights yet" in capsys.readouterr().err
+    arguments[-1] = "small/oln_box_lite0_general.yaml"
+    for option in ("--depth", "--min-size", "--max-size"):
+        del arguments[arguments.index(option) : arguments.index(option) + 2]
+    sizes = ["--min-size", "64", "--max-size", "96", "--epochs", "0.1", "--lr", "0"]
+    assert main([*arguments, *sizes]) == 0
+    model = load_detector(tmp_path / "model_final.pth")
+    assert model.config["backbone"] == "tf_efficientnet_lite0"
 
 
 def test_bfloat16(coco, tmp_path):
