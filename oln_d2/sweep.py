@@ -1,5 +1,6 @@
 """Recipes trained one after another, and their metrics in one table."""
 
+import contextlib
 import math
 import os
 import signal
@@ -149,9 +150,10 @@ def _train(recipe, folder, num_gpus, opts):
             code = process.wait()
         finally:
             if process.poll() is None:  # this process is being ended
-                if hasattr(os, "killpg"):  # not on Windows
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.kill()
+                with contextlib.suppress(ProcessLookupError):  # it may end by itself meanwhile
+                    if hasattr(os, "killpg"):  # not on Windows
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.kill()
                 process.wait()
         if code == 0:
             return None
