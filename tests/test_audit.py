@@ -13,6 +13,7 @@ from test_page import browser  # noqa: F401
 
 import oln_d2
 from oln_d2 import weights
+from oln_d2.auditing import candidates, review
 from oln_d2.auditing.candidates import Candidates, find_candidates
 from oln_d2.auditing.cross_fit import group_images
 from oln_d2.auditing.decisions import add_accepted, learn_ranks, read_decisions
@@ -134,7 +135,7 @@ def test_estimate():
     assert kinds.by_category["hat"] == [1, 1] and kinds.by_category["cat"][1] == 0.5
     assert kinds.recall[1] == 0.75 and kinds.low[1] < 0.75 < kinds.high[1]
     assert kinds.precision[1] == 75 / 200  # of 100 hidden in each half, in two lists of 200
-    assert kinds.by_size == {"medium": kinds.recall}
+    assert kinds.by_size == {"all": kinds.recall, "medium": kinds.recall}
     assert 0.6 < found["at random"].recall[0] < 0.9 and 30 < found["at random"].hidden < 90
     text = sentences(found, "Note.")
     assert "Among the first 200 candidates we expect 75 % of the objects of categories" in text
@@ -378,6 +379,15 @@ def _iou(a, b):
     from pycocotools import mask
 
     return mask.iou(np.array([a], float), np.array([b], float), [0])[0, 0]
+
+
+def test_help_tells_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["audit", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for default in (candidates.IOU, candidates.COPIES, candidates.INSIDE):
+        assert f"(default {default})" in shown
+    assert f"(default {review.NUMBER})" in shown
 
 
 def test_bad_input(tmp_path, capsys):

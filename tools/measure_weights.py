@@ -19,19 +19,20 @@ import time
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as mask_utils
 
 import oln_d2
 from oln_d2 import weights
+from oln_d2.auditing.candidates import Candidates
+from oln_d2.auditing.estimate import places
 from oln_d2.boxes import nms, to_xywh
 from oln_d2.data.coco import load_coco
+from oln_d2.drawing import FOLD_IOU
 from oln_d2.files import file_digest, read_json, write_file
 from oln_d2.propose import propose_files
 
 KS = 1, 10, 30, 100, 300, 1000
 SIZES = "all", "small", "medium", "large"
 SCORES = 0.3, 0.5, 0.7
-IOU = 0.5  # from which a box shows an object
 MOST = 1000  # boxes of an image that recall is measured with
 
 
@@ -52,29 +53,22 @@ def recall(proposer, gt, images, output):
 
 
 def precision(proposer, gt, images):
-    """Scores of all boxes without copies, and whether each shows an object."""
+    """Scores of all boxes without copies, and whether each shows an object, one each."""
     content = load_coco(gt)
-    boxes_of = {image["id"]: [] for image in content["images"]}
-    for annotation in content["annotations"]:
-        if not annotation.get("iscrowd"):
-            boxes_of[annotation["image_id"]].append(annotation["bbox"])
-    scores, right = [], []
     paths = [os.path.join(images, image["file_name"]) for image in content["images"]]
+    ids, boxes, scores = [], [], []
     for image, found in zip(content["images"], proposer(paths)):
-        found = found[nms(found.boxes, IOU)]
-        objects = np.array(boxes_of[image["id"]], float).reshape(-1, 4)
-        free = np.ones(len(objects), bool)
-        iou = np.zeros((len(found), 0))
-        if len(found) and len(objects):
-            iou = mask_utils.iou(to_xywh(found.boxes), objects, [0] * len(objects))
-        for row, score in zip(iou, found.scores):
-            row = np.where(free, row, 0)
-            is_right = row.max(initial=0) >= IOU
-            if is_right:
-                free[row.argmax()] = False  # each object is found once
-            scores.append(score)
-            right.append(is_right)
-    return np.array(scores), np.array(right)
+        found = found[nms(found.boxes, FOLD_IOU)]
+        ids += [image["id"]] * len(found)
+        boxes.append(to_xywh(found.boxes))
+        scores.append(found.scores)
+    scores = np.concatenate(scores)
+    nothing = np.zeros(len(scores))
+    candidates = Candidates(np.array(ids), np.vstack(boxes), scores, *[nothing] * 3)
+    right = np.zeros(len(scores), bool)
+    place = places(candidates, [a for a in content["annotations"] if not a.get("iscrowd")])
+    right[place[np.isfinite(place)].astype(int)] = True
+    return scores, right
 
 
 def likely_score(scores, right):
@@ -93,10 +87,9 @@ def main() -> None:
         parser.add_argument(option, nargs=2, metavar=("GT", "IMAGES"), required=True)
     parser.add_argument("--output", default="output/measure_weights")
     args = parser.parse_args()
-    folder = next(f for f in (weights.PACKAGE, weights.REPOSITORY) if any(f.glob(f"{args.name}.*")))
-    path = folder / f"{args.name}.json"
+    path = weights.PACKAGE / f"{args.name}.json"
     card = read_json(path)
-    files = [f for f in sorted(folder.glob(f"{args.name}.*")) if f.suffix != ".json"]
+    files = [f for f in sorted(weights.PACKAGE.glob(f"{args.name}.*")) if f.suffix != ".json"]
     card["sha256"] = {f.suffix[1:]: file_digest(f) for f in files}
     proposer = oln_d2.load(files[0], device="cpu")  # .onnx before .safetensors
     measured = card["measured"] = {}

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
 from oln_d2.boxes import nms, to_xyxy
+from oln_d2.drawing import FOLD_IOU
 from oln_d2.evaluation.coco_results import Detections
 
 Floats = NDArray[np.float64]
 
 IOU = 0.5  # with an annotation that explains a proposal
-COPIES = 0.5  # IoU with a better candidate, of which it is then a copy
+COPIES = FOLD_IOU  # IoU with a better candidate, of which it is then a copy
 INSIDE = 0.15  # how much a candidate that lies wholly in an annotation loses of its score
 
 

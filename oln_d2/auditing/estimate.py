@@ -13,15 +13,15 @@ from pycocotools import mask as mask_utils
 
 from oln_d2.auditing.candidates import Candidates, find_candidates
 from oln_d2.auditing.decisions import PSEUDO, SOURCE
+from oln_d2.drawing import FOUND_IOU
 from oln_d2.evaluation.coco_results import Detections
+from oln_d2.evaluation.open_world import AREA_RANGES
 from oln_d2.evaluation.result import draw_images
 
-FOUND = 0.5  # IoU from which a candidate shows a hidden object
 SHARE = 0.3  # of all objects that is hidden at random
 DEPTHS = 100, 200, 500, 1000, 2000, 5000, 10000  # candidates that somebody reads
 READ = 500, 2000  # those that the summary is about
 DRAWS = 1000  # of images, for the 95 % intervals
-SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}  # pixels, COCO's
 
 
 class Found(NamedTuple):
@@ -106,7 +106,9 @@ def _measure(detections, objects, crowds, groups, names, options, seed):
     )
     areas = np.array([a["bbox"][2] * a["bbox"][3] for a in hidden])
     kinds = np.array([a["category_id"] for a in hidden])
-    sizes = {name: (areas >= least) & (areas < most) for name, (least, most) in SIZES.items()}
+    sizes = {
+        name: (areas >= least) & (areas <= most) for name, (least, most) in AREA_RANGES.items()
+    }
 
     def recall(chosen):
         return found[chosen].mean(axis=0).round(4).tolist()
@@ -130,8 +132,8 @@ def places(candidates: Candidates, objects: Sequence[Mapping[str, Any]]) -> NDAr
         objects: H annotations.
 
     Returns:
-        shape (H,), at which place, from 0, a candidate shows each object by an IoU of `FOUND`, each
-        candidate one object; infinite for those that none shows.
+        shape (H,), at which place, from 0, a candidate shows each object by an IoU of
+        `FOUND_IOU`, each candidate one object; infinite for those that none shows.
     """
     ret = np.full(len(objects), np.inf)
     of_image: dict[int, list[int]] = {}
@@ -147,7 +149,7 @@ def places(candidates: Candidates, objects: Sequence[Mapping[str, Any]]) -> NDAr
         overlap = mask_utils.iou(candidates.boxes[index], boxes, [0] * len(own))
         for place, row in zip(index, overlap):
             row = np.where(np.isinf(ret[own]), row, 0)
-            if row.max() >= FOUND:
+            if row.max() >= FOUND_IOU:
                 ret[own[int(row.argmax())]] = place
     return ret
 

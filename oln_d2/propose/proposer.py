@@ -17,11 +17,10 @@ from PIL import Image
 from oln_d2.boxes import nms
 from oln_d2.checks import FRACTION, POSITIVE_INT, Limit, check_limits
 from oln_d2.data.images import resized_shape, to_image
+from oln_d2.drawing import FOLD_IOU
 from oln_d2.propose.inputs import find_sources, read_frames
 from oln_d2.propose.tiles import Tile, make_tiles, merge
 from oln_d2.results import Proposals
-
-COPIES = 0.5  # IoU with a better box, above which a box is a copy of it
 
 
 class Photo(NamedTuple):
@@ -47,7 +46,7 @@ class Proposer(ABC):
         size_divisor (int): the model pads both sides to a multiple of it.
         likely_score (float): see :class:`Proposals`.
         copy_factor (float): in [0, 1]; of the score of a box that overlaps a better one by an IoU
-            above `COPIES`, so that it comes later. 1: they stay where they are.
+            above `FOLD_IOU`, so that it comes later. 1: they stay where they are.
         overrides (dict): what :meth:`look_closer` was given.
     """
 
@@ -181,7 +180,7 @@ class Proposer(ABC):
         boxes, scores = (np.array(fields[name], float) for name in ("boxes", "scores"))
         order = np.argsort(-scores, kind="stable")
         factors = np.full(len(scores), self.copy_factor)
-        factors[order[nms(boxes[order], COPIES)]] = 1
+        factors[order[nms(boxes[order], FOLD_IOU)]] = 1
         return scores * factors
 
     def _detect_resized(self, images):
