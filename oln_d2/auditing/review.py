@@ -29,7 +29,7 @@ from oln_d2.evaluation.coco_results import join_detections, read_results
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.files import StrPath, check_output, make_folder, read_json, write_file
 from oln_d2.loading import load
-from oln_d2.pages.page import full_size
+from oln_d2.pages.page import full_size, templates
 from oln_d2.propose import Proposer, propose_files
 
 FILES = "audit_files"
@@ -369,8 +369,10 @@ def _write_page(output, found, content, images, gt, about, failures):
         ],
     }
     write_file(os.path.join(folder, "data.js"), f"const audit = {json.dumps(data)};\n")
-    for name, target in (("review.js", folder), ("review.html", output)):
-        text = Path(__file__).with_name(name).read_text(encoding="utf-8")
-        target = os.path.join(target, "index.html" if name == "review.html" else name)
-        write_file(target, text)
+    html, script = (
+        Path(__file__).with_name(f"review.{ending}").read_text(encoding="utf-8")
+        for ending in ("html", "js")
+    )
+    write_file(os.path.join(folder, "review.js"), script)
+    write_file(os.path.join(output, "index.html"), templates().from_string(html).render())
     return index

@@ -105,26 +105,33 @@ def write_page(
     }
     listed = ",\n".join(images)
     data = f"const about = {json.dumps(about)};\nconst images = [\n{listed}\n];\n"
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("oln_d2.pages", "."), autoescape=True, trim_blocks=True
-    )
-    page = environment.get_template(template).render(
-        title=title,
-        files=FILES,
-        fold_iou=FOLD_IOU,
-        number=min(number, most),
-        score=score,
-        most=most,
-        has_objects=has_objects,
-        detectors=detectors,
-        colors=colors,
-        **values,
+    page = (
+        templates()
+        .get_template(template)
+        .render(
+            title=title,
+            files=FILES,
+            fold_iou=FOLD_IOU,
+            number=min(number, most),
+            score=score,
+            most=most,
+            has_objects=has_objects,
+            detectors=detectors,
+            colors=colors,
+            **values,
+        )
     )
     script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
     write_file(os.path.join(folder, "data.js"), data)
     write_file(os.path.join(folder, "page.js"), script)
     write_file(os.path.join(output, "index.html"), page)
     return failures
+
+
+def templates() -> jinja2.Environment:
+    """The templates beside this file."""
+    loader = jinja2.PackageLoader("oln_d2.pages", ".")
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
 
 
 def _data(item, image, found, stem, output):
