@@ -128,6 +128,9 @@ def add_oln_config(cfg: CfgNode) -> None:
     # How often each of DATASETS.TRAIN is drawn from, in proportion: one number above 0 for each.
     # Empty: in proportion to their images, so that an epoch has each image once.
     _C.DATASETS.TRAIN_WEIGHTS = []
+    # How much an annotation counts in the losses that an audit added without a review
+    # (`oln-d2 audit --accept-above`), above 0; others count 1. Only OLN looks at it.
+    _C.DATASETS.PSEUDO_WEIGHT = 1.0
     # Large-scale jitter: an image is scaled to fit a square of INPUT.MAX_SIZE_TRAIN pixels times a
     # random number between these two, such as [0.1, 2.0], and what is beyond the square is cropped
     # at random. INPUT.MIN_SIZE_TRAIN is then not used. Empty: without.

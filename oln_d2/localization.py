@@ -173,7 +173,8 @@ def label_and_sample(
     gt_boxes: Tensor,
     samples: Sequence[tuple[tuple[float, float], Callable[[Tensor], tuple[Tensor, Tensor]]]],
     retry: Callable[[Callable], Callable[..., Any]] = lambda function: function,
-) -> tuple[Tensor, Tensor]:
+    gt_weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """
     Assign the anchors of an image to its objects and sample some, once for each loss.
 
@@ -187,12 +188,15 @@ def label_and_sample(
             indices or bools.
         retry: wraps the functions that need much memory; what it makes of them may leave their
             results on the CPU.
+        gt_weights: shape (G,), how much each object counts; None: all count 1.
 
     Returns:
-        the `labels`, shape (S, R), and `gt_boxes`, shape (S, R, 4), of :func:`rpn_losses`.
+        the `labels`, shape (S, R), the `gt_boxes`, shape (S, R, 4), and the `weights`, shape (S, R)
+        or None, of :func:`rpn_losses`.
     """
     labels = torch.full((len(samples), len(anchors)), -1, dtype=torch.int8, device=anchors.device)
     boxes = anchors.new_zeros(*labels.shape, 4)
+    weights = None if gt_weights is None else anchors.new_ones(labels.shape)
     iou = retry(box_iou)(gt_boxes, anchors[inside])
     for i, (limits, sampler) in enumerate(samples):
         matches, assigned = (x.to(inside.device) for x in retry(assign_anchors)(iou, *limits))
@@ -200,7 +204,9 @@ def label_and_sample(
         labels[i].index_fill_(0, inside[positive], 1)
         labels[i].index_fill_(0, inside[negative], 0)
         boxes[i, inside[positive]] = gt_boxes[matches[positive]]
-    return labels, boxes
+        if weights is not None:
+            weights[i, inside[positive]] = gt_weights[matches[positive]]
+    return labels, boxes, weights
 
 
 def has_area(boxes: Tensor, min_side: float = 0.0) -> Tensor:
@@ -256,39 +262,45 @@ def select_proposals(
     return boxes[keep], logits[keep]
 
 
-def iou_loss(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+def iou_loss(pred_boxes: Tensor, gt_boxes: Tensor, weights: Tensor | None = None) -> Tensor:
     """
     Args:
         pred_boxes, gt_boxes: shape (R, 4).
+        weights: shape (R,), of each box in the sum; None: 1.
 
     Returns:
         scalar, the sum of 1 - IoU; 0 with a gradient path if R is 0. The gradient is 0 where a
         predicted box does not overlap its object.
     """
-    return (1 - aligned_iou(pred_boxes, gt_boxes).clamp(min=IOU_EPS)).sum()
+    return _sum(1 - aligned_iou(pred_boxes, gt_boxes).clamp(min=IOU_EPS), weights)
 
 
-def quality_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def _sum(losses, weights):
+    return losses.sum() if weights is None else (weights * losses).sum()
+
+
+def quality_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """
     L1 between the predicted and the true quality (OLN, sec. III-B): no notion of foreground.
 
     Args:
         logits, targets: shape (R,); targets in [0, 1].
+        weights: shape (R,), of each in the sum; None: 1.
 
     Returns:
         scalar, the sum over R; 0 with a gradient path if R is 0.
     """
-    return (logits.float().sigmoid() - targets).abs().sum()
+    return _sum((logits.float().sigmoid() - targets).abs(), weights)
 
 
-def quality_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def quality_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """
     Cross-entropy between the predicted and the true quality. It learns their mean, where L1 learns
     the median, which is 0 where most boxes are on no object.
 
     Args, returns: see :func:`quality_loss`.
     """
-    return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum")
+    return F.binary_cross_entropy_with_logits(logits.float(), targets, weights, reduction="sum")
 
 
 def rpn_losses(
@@ -300,6 +312,7 @@ def rpn_losses(
     target: str = "centerness",
     negatives: bool = True,
     decode: Callable[[Tensor, Tensor], Tensor] = decode_ltrb,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
     The two losses of the first stage, before their weights.
@@ -314,6 +327,8 @@ def rpn_losses(
         target: what the score learns, "centerness" or "iou".
         negatives: whether the negatives of its sample teach the score, with target 0.
         decode: makes boxes of anchors and what `ltrb` holds.
+        weights: shape (2, N, R), how much the assigned object counts where the label is 1, else 1;
+            None: all count 1.
 
     Returns:
         scalars, the loss of the score and that of the boxes; and the targets of the score, shape
@@ -331,7 +346,8 @@ def rpn_losses(
     image, anchor = (box_labels == 1).nonzero(as_tuple=True)
     # In float32: half precision moves sides by pixels.
     pred_boxes = decode(anchors[anchor], ltrb[image, anchor].float())
-    loss_boxes = iou_loss(pred_boxes, box_gt[image, anchor]) / normalizer
+    own = None if weights is None else weights[0, image, anchor]
+    loss_boxes = iou_loss(pred_boxes, box_gt[image, anchor], own) / normalizer
 
     positive = score_labels == 1
     sample = image, anchor = positive.nonzero(as_tuple=True)
@@ -339,7 +355,8 @@ def rpn_losses(
     targets[image, anchor] = box_quality(target, anchors[anchor], score_gt[image, anchor])
     if negatives:
         sample = (score_labels >= 0).nonzero(as_tuple=True)
-    loss_score = quality_loss(logits[sample], targets[sample]) / normalizer
+    own = None if weights is None else weights[1][sample]
+    loss_score = quality_loss(logits[sample], targets[sample], own) / normalizer
     return loss_score, loss_boxes, targets
 
 

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import NEEDS_DETECTRON2, ROOT
 from PIL import Image
 from test_page import browser  # noqa: F401
 
@@ -215,6 +215,93 @@ def test_without_a_review(tmp_path):
     assert done.pseudo and {a["score"] for a in above if "score" in a} == {
         a["score"] for a in new if a["score"] >= middle
     }
+
+
+@pytest.fixture
+def pseudo(tmp_path):
+    """The annotations of the examples, with others that nobody has looked at."""
+    oln_d2.audit(GT, PHOTOS, tmp_path / "out", accept_top=2, number=5)
+    return tmp_path / "out/pseudo.json"
+
+
+def weight_of_each(pseudo):
+    """Of each image by its name: the weights that boxes should have, by their sizes (W, H)."""
+    content = json.loads(pseudo.read_text())
+    kept = [a for a in content["annotations"] if a["category_id"] == 6 or "source" in a]
+    assert {a["category_id"] == 6 for a in kept} == {True, False}
+    return {
+        image["file_name"]: {
+            tuple(a["bbox"][2:]): 0.25 if "source" in a else 1.0
+            for a in kept
+            if a["image_id"] == image["id"]
+        }
+        for image in content["images"]
+    }
+
+
+def weights_as_expected(boxes, weights, expected):
+    """Each box has the weight of the one of its size, which differ in the examples."""
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    assert len(sizes) == len(weights)
+    for size, weight in zip(sizes.tolist(), weights.tolist()):
+        assert weight == expected[min(expected, key=lambda e: abs(np.subtract(e, size)).sum())]
+
+
+def test_training_weighs_what_was_not_reviewed(pseudo):
+    """
+    What nobody has looked at trains, whatever the seen categories, and each box must keep its own
+    weight, also where another is left out.
+    """
+    from oln_d2.standalone.data import CocoImages, CocoSource, View
+
+    source = CocoSource(pseudo, PHOTOS, ["person"])
+    dataset = CocoImages([source], 4000, training=True, pseudo_weight=0.25)
+    plain = CocoImages([source], 4000, training=True)
+    assert dataset.digest() != plain.digest()  # a resume must not mix them up
+    left_out = 0
+    for index, expected in enumerate(weight_of_each(pseudo).values()):
+        side = int(min(dataset.sizes[index]))
+        for flip in (False, True):
+            _, target = dataset[View(index, side, flip)]
+            assert len(target["boxes"]) == len(expected)
+            weights_as_expected(target["boxes"], target["weights"], expected)
+        assert "weights" not in plain[View(index, side)][1]
+        _, target = dataset[View(index, side, zoom=1.6)]
+        # Those that are wholly in sight have 1.6 times their size.
+        boxes, (width, height) = target["boxes"], dataset.sizes[index][::-1].tolist()
+        inside = (boxes[:, 2] < width - 1) & (boxes[:, 3] < height - 1)
+        left_out += len(expected) - len(boxes)
+        weights_as_expected(boxes[inside] / 1.6, target["weights"][inside], expected)
+    assert left_out > 0
+
+
+@NEEDS_DETECTRON2
+def test_train_net_weighs_what_was_not_reviewed(pseudo):
+    """The same with Detectron2, where the objects are then of one class for any model."""
+    from oln_d2.engine.batches import build_training_mapper
+    from oln_d2.engine.datasets import check_training_sets, load_open_world_coco
+    from oln_d2.model_zoo import load_config
+
+    cfg = load_config("cpu/oln_box_R_18_FPN_GN.yaml", ["DATASETS.TRAIN", ("coco_2017_voc_train",)])
+    records = load_open_world_coco(pseudo, PHOTOS, ["person"], training=True)
+    cfg.DATASETS.PSEUDO_WEIGHT = 0.25
+    cfg.INPUT.MIN_SIZE_TRAIN = (100,)
+    mapper = build_training_mapper(cfg)
+    for record, expected in zip(records, weight_of_each(pseudo).values()):
+        # A box so thin that the resize leaves nothing of it, before all others.
+        thin = {"bbox": [5, 5, 1e-9, 1e-9], "bbox_mode": 1, "category_id": 0, "iscrowd": 0}
+        record["annotations"].insert(0, thin)
+        instances = mapper(record)["instances"]
+        scale = record["height"] / instances.image_size[0]
+        assert len(instances) == len(expected) and not instances.gt_classes.any()
+        weights_as_expected(instances.gt_boxes.tensor * scale, instances.gt_weights, expected)
+    cfg.DATASETS.PSEUDO_WEIGHT = 1.0
+    assert not build_training_mapper(cfg)(records[0])["instances"].has("gt_weights")
+    for weight, message in ((0.0, "PSEUDO_WEIGHT"), (0.5, "only OLN's losses look at it")):
+        cfg.DATASETS.PSEUDO_WEIGHT = weight
+        cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RPN"
+        with pytest.raises(InputError, match=message):
+            check_training_sets(cfg)
 
 
 BAD = {

@@ -157,10 +157,10 @@ def test_sample_of_an_image(as_bools):
 
     inside = torch.tensor([1, 2, 3])
     samples = [((0.3, 0.7), sampler), ((0.0, 0.7), sampler)]
-    labels, boxes = label_and_sample(anchors, inside, gt_boxes, samples)
+    labels, boxes, _ = label_and_sample(anchors, inside, gt_boxes, samples)
     assert labels.tolist() == [[-1, 1, 0, 0], [-1, 1, -1, -1]]
     assert boxes[:, 1].tolist() == gt_boxes.tolist() * 2
-    labels, _ = label_and_sample(anchors, inside, gt_boxes[:0], samples)
+    labels, *_ = label_and_sample(anchors, inside, gt_boxes[:0], samples)
     assert labels.tolist() == [[-1, 0, 0, 0]] * 2
 
 

@@ -137,8 +137,9 @@ def test_rpn_feature_norm():
 
 
 @NEEDS_DETECTRON2
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("negatives", [False, True])
-def test_losses_agree(both, negatives):
+def test_losses_agree(both, negatives, weighted):
     """
     The same seed draws the same samples: the losses must be those of Detectron2.
     """
@@ -152,11 +153,16 @@ def test_losses_agree(both, negatives):
     ours.roi_heads.score_negatives = theirs.roi_heads.box_predictor.score_negatives = negatives
     try:
         torch.manual_seed(7)
-        actual = ours([p / 255 for p in pixels], [{"boxes": boxes} for boxes in GT])
+        targets = [{"boxes": boxes} for boxes in GT]
+        for target in targets if weighted else ():
+            target["weights"] = torch.linspace(0.2, 1, len(target["boxes"]))
+        actual = ours([p / 255 for p in pixels], targets)
         inputs = []
         for p, boxes in zip(pixels, GT):
             gt = Instances(p.shape[-2:], gt_boxes=Boxes(boxes))
             gt.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
+            if weighted:
+                gt.gt_weights = torch.linspace(0.2, 1, len(boxes))
             inputs.append({"image": p.to(torch.uint8), "instances": gt})
         torch.manual_seed(7)
         with EventStorage():
@@ -168,6 +174,25 @@ def test_losses_agree(both, negatives):
     for name in expected:
         assert expected[name] > 1e-3
         close(actual[name].detach(), expected[name].detach(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("negatives", [False, True])
+def test_weights_of_objects(negatives):
+    """An object of weight 0.5 must teach half of what it does; background stays what it is."""
+    model = standalone_model(min_size=160, box_score_negatives=negatives).train()
+    image, losses = torch.rand(3, 160, 200), []
+    for weights in (None, [1.0, 1.0], [0.5, 0.5], [1.0, 0.5]):
+        target = {"boxes": torch.tensor([[10.0, 10, 90, 100], [100, 50, 190, 150]])}
+        if weights is not None:
+            target["weights"] = torch.tensor(weights)
+        torch.manual_seed(0)
+        losses.append(model([image], [target]))
+    none, ones, halves, mixed = losses
+    for name in none:
+        close(ones[name].detach(), none[name].detach())
+        assert halves[name] < mixed[name] < none[name]
+    for name in ("loss_rpn_loc", "loss_box_reg", *(["loss_box_score"] * (not negatives))):
+        close(halves[name].detach(), none[name].detach() / 2)
 
 
 @NEEDS_DETECTRON2

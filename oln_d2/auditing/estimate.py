@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
 from oln_d2.auditing.candidates import Candidates, find_candidates
-from oln_d2.auditing.decisions import PSEUDO, SOURCE
+from oln_d2.auditing.decisions import SOURCE
+from oln_d2.data.coco import PSEUDO
 from oln_d2.drawing import FOUND_IOU
 from oln_d2.evaluation.coco_results import Detections
 from oln_d2.evaluation.open_world import AREA_RANGES

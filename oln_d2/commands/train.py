@@ -55,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="how often images of each data set are drawn (default: each image equally often)",
     )
+    add(
+        "--pseudo-weight",
+        type=float,
+        metavar="X",
+        help="how much an annotation counts that `audit` added without a review (default 1)",
+    )
     add("--val-json", metavar="FILE", help="evaluate on these annotations at the end")
     add("--val-images", metavar="DIR", help="the folder of their images")
     add("--output", metavar="DIR", help="default output/train")

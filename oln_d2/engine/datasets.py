@@ -13,8 +13,8 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from oln_d2.checks import InputError
-from oln_d2.data.coco import load_coco, load_images, read_mask
+from oln_d2.checks import POSITIVE, InputError, check_limits
+from oln_d2.data.coco import PSEUDO, load_coco, load_images, read_mask
 from oln_d2.data.splits import seen_names
 from oln_d2.data.vocabularies import LVIS_TO_COCO
 from oln_d2.files import StrPath
@@ -32,7 +32,8 @@ def load_open_world_coco(
     Returns:
         Detectron2's standard dataset dicts. Every `category_id` is 0, "object". An annotation has a
         `segmentation` if the file has one for it: polygons or compressed RLE; without any polygon
-        of 3 points or more it is an empty list.
+        of 3 points or more it is an empty list. It is `pseudo` if nobody has looked at it, see
+        :data:`oln_d2.data.coco.PSEUDO`.
     """
     records = []
     for image in load_images(json_file, image_root, seen, training):
@@ -52,6 +53,8 @@ def load_open_world_coco(
                     "iscrowd": annotation.get("iscrowd", 0),
                 }
             )
+            if annotation.get("source") == PSEUDO:
+                record["annotations"][-1]["pseudo"] = True
             mask = read_mask(annotation, image, json_file)
             if mask is not None:
                 record["annotations"][-1]["segmentation"] = mask
@@ -115,6 +118,12 @@ def check_training_sets(cfg: CfgNode) -> None:
     names, weights = cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS
     if not names:
         raise InputError("DATASETS.TRAIN is empty; name one data set or more")
+    check_limits(**{"DATASETS.PSEUDO_WEIGHT": (cfg.DATASETS.PSEUDO_WEIGHT, POSITIVE)})
+    if cfg.DATASETS.PSEUDO_WEIGHT != 1 and cfg.MODEL.PROPOSAL_GENERATOR.NAME != "OLNRPN":
+        raise InputError(
+            f"DATASETS.PSEUDO_WEIGHT is {cfg.DATASETS.PSEUDO_WEIGHT}, but only OLN's losses look "
+            "at it; set it to 1"
+        )
     numbers = all(isinstance(w, (int, float)) and 0 < w < float("inf") for w in weights)
     if weights and (len(weights) != len(names) or not numbers):
         raise InputError(

@@ -221,17 +221,19 @@ class OLNRPN(RPN):
     @torch.no_grad()
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None]:
         """
         Assign and sample twice, for the box loss and for the objectness loss.
 
         Args:
             anchors: those of each feature map.
-            gt_instances: the objects of each image, with `gt_boxes`; may be empty.
+            gt_instances: the objects of each image, with `gt_boxes`; may be empty. In all or none
+                of them `gt_weights`, (G,), how much each object counts.
 
         Returns:
             of each image `gt_labels`, (2, R), of the box (0) and the objectness (1) sample; and the
-            boxes of the assigned objects, (2, R, 4), undefined where the label is not 1.
+            boxes of the assigned objects, (2, R, 4), undefined where the label is not 1; and with
+            `gt_weights` those, (2, R), 1 where the label is not 1.
         """
         anchors = Boxes.cat(anchors)
         samples = [
@@ -241,18 +243,20 @@ class OLNRPN(RPN):
                 (self.objectness_iou_thresholds, self.objectness_batch_size_per_image, 1.0),
             )
         ]
-        gt_labels, matched_gt_boxes = [], []
+        of_images = []
         for instances in gt_instances:
             inside = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
             if self.anchor_boundary_thresh >= 0:
                 inside = anchors.inside_box(instances.image_size, self.anchor_boundary_thresh)
             inside, gt_boxes = inside.nonzero().squeeze(1), instances.gt_boxes.tensor
-            labels, boxes = label_and_sample(
-                anchors.tensor, inside, gt_boxes, samples, retry_if_cuda_oom
+            weights = instances.get("gt_weights") if instances.has("gt_weights") else None
+            of_images.append(
+                label_and_sample(
+                    anchors.tensor, inside, gt_boxes, samples, retry_if_cuda_oom, weights
+                )
             )
-            gt_labels.append(labels)
-            matched_gt_boxes.append(boxes)
-        return gt_labels, matched_gt_boxes
+        gt_labels, matched_gt_boxes, gt_weights = map(list, zip(*of_images))
+        return gt_labels, matched_gt_boxes, gt_weights if gt_weights[0] is not None else None
 
     def losses(
         self,
@@ -262,12 +266,13 @@ class OLNRPN(RPN):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
         pred_cls_logits: list[Tensor] | None = None,
+        gt_weights: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """
         Args:
             anchors: L, each (Hi*Wi*A, 4).
             pred_objectness_logits: L, each (N, Hi*Wi*A).
-            gt_labels, gt_boxes: see :meth:`label_and_sample_anchors`.
+            gt_labels, gt_boxes, gt_weights: see :meth:`label_and_sample_anchors`.
             pred_anchor_deltas: L, each (N, Hi*Wi*A, 4).
             pred_cls_logits: L, each (N, Hi*Wi*A).
 
@@ -287,6 +292,7 @@ class OLNRPN(RPN):
             self.objectness_target,
             self.objectness_negatives,
             lambda anchors, deltas: self.box2box_transform.apply_deltas(deltas, anchors),
+            None if gt_weights is None else torch.stack(gt_weights, dim=1),
         )
 
         storage = get_event_storage()
@@ -340,8 +346,10 @@ class OLNRPN(RPN):
         deltas = [x.permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in deltas]
         losses = {}
         if self.training:
-            gt_labels, gt_boxes = self.label_and_sample_anchors(anchors, gt_instances)
-            losses = self.losses(anchors, objectness, gt_labels, deltas, gt_boxes, *classes)
+            gt_labels, gt_boxes, weights = self.label_and_sample_anchors(anchors, gt_instances)
+            losses = self.losses(
+                anchors, objectness, gt_labels, deltas, gt_boxes, *classes, gt_weights=weights
+            )
         proposals = self.predict_proposals(anchors, objectness, deltas, images.image_sizes)
         if self.training:
             _log_recall(proposals, gt_instances)

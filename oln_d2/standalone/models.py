@@ -233,7 +233,8 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
         Args:
             images (ImageList): N.
             features (dict[str, Tensor]): of P2, P3, ..., each (N, C, Hi, Wi).
-            targets (list[dict[str, Tensor]]): in training of each image `boxes`, shape (G, 4).
+            targets (list[dict[str, Tensor]]): in training of each image `boxes`, shape (G, 4), in
+                all or none also `weights`, shape (G,), how much each object counts.
 
         Returns:
             list[dict[str, Tensor]]: of each image `boxes`, shape (P, 4), and `objectness`, shape
@@ -249,9 +250,10 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
 
         losses = {}
         if self.training:
-            labels, gt_boxes = self._label_and_sample(anchors, targets, images.image_sizes)
+            sampled = self._label_and_sample(anchors, targets, images.image_sizes)
+            labels, gt_boxes, weights = sampled
             loss_score, loss_boxes, _ = rpn_losses(
-                anchors, logits, ltrb, labels, gt_boxes, negatives=self.negatives
+                anchors, logits, ltrb, labels, gt_boxes, negatives=self.negatives, weights=weights
             )
             losses = {"loss_rpn_obj": loss_score, "loss_rpn_loc": BOX_LOSS_WEIGHT * loss_boxes}
         boxes = decode_ltrb(anchors, ltrb.detach().float())
@@ -259,14 +261,18 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
         return self.filter_proposals(boxes, logits, images.image_sizes, counts), losses
 
     def _label_and_sample(self, anchors, targets, image_sizes):
-        """`labels` and `gt_boxes` of :func:`rpn_losses`."""
+        """`labels`, `gt_boxes` and `weights` of :func:`rpn_losses`."""
         x1, y1, x2, y2 = anchors.unbind(dim=1)
         of_images = []
         for target, (height, width) in zip(targets, image_sizes):
             inside = ((x1 >= 0) & (y1 >= 0) & (x2 < width) & (y2 < height)).nonzero().squeeze(1)
-            of_images.append(label_and_sample(anchors, inside, target["boxes"], self.samples))
-        labels, gt_boxes = zip(*of_images)
-        return torch.stack(labels, dim=1), torch.stack(gt_boxes, dim=1)
+            gt_weights = target.get("weights")
+            of_images.append(
+                label_and_sample(
+                    anchors, inside, target["boxes"], self.samples, gt_weights=gt_weights
+                )
+            )
+        return [None if of[0] is None else torch.stack(of, dim=1) for of in zip(*of_images)]
 
     def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
         """The proposals of :meth:`forward`, of boxes (N, R, 4), not clipped, and logits (N, R)."""
@@ -399,6 +405,7 @@ class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
             if self.has_mask():
                 raise InputError("OLN-Mask is trained with train_net.py; here it only runs")
             gt_boxes = [target["boxes"] for target in targets]
+            gt_weights = [target.get("weights") for target in targets]
             targets = [{"boxes": b, "labels": torch.ones_like(b[:, 0]).long()} for b in gt_boxes]
             boxes, matches, labels, deltas = self.select_training_samples(boxes, targets)
         levels = list(features.values())[:4]
@@ -420,19 +427,30 @@ class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
         positive = (torch.cat(labels) > 0).nonzero().squeeze(1)
         padded = [F.pad(gt, (0, 0, 0, 1)) for gt in gt_boxes]
         # Of the RoI as it came, not as the deltas refine it.
-        if self.score_negatives:
-            best = [box_iou(b, gt).amax(dim=1) for b, gt in zip(boxes, padded)]
-            loss_score = quality_entropy(scores, torch.cat(best))
+        weights = None
+        if self.score_negatives:  # here torchvision matches negatives with the first object
+            iou, matches = zip(*(box_iou(b, gt).max(dim=1) for b, gt in zip(boxes, padded)))
+            iou = torch.cat(iou)
         else:
             matched = torch.cat([gt[match] for gt, match in zip(padded, matches)])[positive]
             iou = aligned_iou(torch.cat(boxes)[positive], matched)
-            loss_score = quality_loss(scores[positive], iou)
-        deltas = torch.cat(deltas)[positive]
+        if gt_weights[0] is not None:
+            padded = [F.pad(weights, (0, 1), value=1) for weights in gt_weights]
+            weights = torch.cat([own[match] for own, match in zip(padded, matches)])
+        if self.score_negatives:
+            own = None if weights is None else weights.where(iou > 0, 1)
+            loss_score = quality_entropy(scores, iou, own)
+        else:
+            own = None if weights is None else weights[positive]
+            loss_score = quality_loss(scores[positive], iou, own)
+        loss_deltas = (pred_deltas[positive] - torch.cat(deltas)[positive]).abs()
+        if weights is not None:
+            loss_deltas = loss_deltas * weights[positive, None]
         # Divided by all sampled RoIs, so that each positive has the same influence in every batch.
         num_rois = max(len(scores), 1)
         return [], {
             "loss_box_score": loss_score / num_rois,
-            "loss_box_reg": (pred_deltas[positive] - deltas).abs().sum() / num_rois,
+            "loss_box_reg": loss_deltas.sum() / num_rois,
         }
 
     def _detections(self, proposals, boxes, iou, image_shape):
