@@ -17,7 +17,7 @@ from oln_d2.auditing import candidates, review
 from oln_d2.auditing.candidates import Candidates, find_candidates
 from oln_d2.auditing.cross_fit import group_images
 from oln_d2.auditing.decisions import add_accepted, learn_ranks, read_decisions
-from oln_d2.auditing.estimate import estimate, places, sentences
+from oln_d2.auditing.estimate import estimate, hide_from_training, places, sentences
 from oln_d2.checks import InputError
 from oln_d2.cli import main
 from oln_d2.data.coco import check_coco
@@ -139,7 +139,9 @@ def test_estimate():
     assert 0.6 < found["at random"].recall[0] < 0.9 and 30 < found["at random"].hidden < 90
     text = sentences(found, "Note.")
     assert "Among the first 200 candidates we expect 75 % of the objects of categories" in text
-    assert text.endswith("Note.")
+    assert "At least 38 % of those first are such." in text and text.endswith("Note.")
+    # All from 0.5 on are hidden objects; what is below 0.4 is none.
+    assert kinds.by_score["0.5"] == [75, 1.0] and 0 < kinds.by_score["0.2"][1] < 1
     random.Random(1).shuffle(rows)
     shuffled = {**content, "annotations": random.Random(2).sample(annotations, len(annotations))}
     content = check_coco("gt.json", shuffled)
@@ -214,6 +216,47 @@ def test_without_a_review(tmp_path):
     above = json.loads((tmp_path / "out/pseudo.json").read_text())["annotations"]
     assert done.pseudo and {a["score"] for a in above if "score" in a} == {
         a["score"] for a in new if a["score"] >= middle
+    }
+
+
+def test_export_for_a_team(tmp_path, capsys):
+    """Who reviews elsewhere must see candidates and annotations, in the units of these tools."""
+    command = ["audit", str(GT), "--images", str(PHOTOS), "--number", "3", "--output"]
+    content = json.loads(GT.read_text())
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    for tool in ("labelstudio", "cvat"):
+        assert main([*command, str(tmp_path), "--format", tool]) == 0
+    listed = json.loads((tmp_path / "candidates.json").read_text())["candidates"]
+    wanted = {c["image_id"] for c in listed}
+    expected = {
+        *(("object", *np.round(c["bbox"], 1), round(c["score"], 4)) for c in listed),
+        *(
+            (names[a["category_id"]], *a["bbox"], None)
+            for a in content["annotations"]
+            if a["image_id"] in wanted
+        ),
+    }
+    sizes = {i["file_name"]: (i["width"], i["height"]) for i in content["images"]}
+    found = set()
+    for task in json.loads((tmp_path / "labelstudio.json").read_text()):
+        width, height = sizes[task["data"]["image"].partition("?d=")[2]]
+        for region in task["predictions"][0]["result"]:
+            value, score = region["value"], region.get("score")
+            box = [value[side] / 100 for side in ("x", "y", "width", "height")]
+            box = np.round(np.multiply(box, [width, height, width, height]), 1)
+            score = score and round(score, 4)
+            found.add((*value["rectanglelabels"], *box, score))
+    assert found == expected
+    made = check_coco("cvat.json", json.loads((tmp_path / "cvat.json").read_text()))
+    names = {c["id"]: c["name"] for c in made["categories"]}
+    assert {i["id"] for i in made["images"]} == wanted
+    assert expected == {
+        (
+            names[a["category_id"]],
+            *np.round(a["bbox"], 1),
+            "score" in a["attributes"] and round(a["attributes"]["score"], 4) or None,
+        )
+        for a in made["annotations"]
     }
 
 
@@ -390,6 +433,10 @@ def test_enough_decisions_rank_the_rest(tmp_path):
     path = saved(tmp_path / "d.json", *decisions)
     done = oln_d2.audit(GT, PHOTOS, out, merge=[path])
     assert done.learnt and done.added > 10
+    number, share = len(chosen), 100 * done.added / len(chosen)
+    assert f"Of {number} candidates judged {share:.0f} % were accepted (95 %" in done.summary
+    likely = sum(c["rank"] for c in json.loads((out / "candidates.json").read_text())["candidates"])
+    assert f"By these, {likely:.0f} of the next {done.total} are objects." in done.summary
     rest = json.loads((out / "candidates.json").read_text())["candidates"]
     assert not {c["id"] for c in rest} & {c["id"] for c in chosen}
     widths = [c["bbox"][2] for c in rest]
@@ -426,7 +473,7 @@ def test_rounds(tmp_path):
     again = (out / "audit_files/data.js").read_text()
     for text in (data, again):  # the browser's decisions stay those of this audit
         assert text.count('"name": "object"') == 0
-    assert data.split('"id": ')[1] == again.split('"id": ')[1]
+    assert data.split('"summary"')[0] == again.split('"summary"')[0]
     ids = {c["id"] for c in about["candidates"]}
     assert not ids & {d["id"] for d in rounds[1]} and done.total < first.total - 3
     with pytest.raises(InputError, match="give no model and no cross_fit"):
@@ -677,6 +724,43 @@ def test_cross_fit(tmp_path, monkeypatch, capsys):
     assert main(command) == 2  # not with the models that are there
     assert "is of other annotations, another recipe, seed" in capsys.readouterr().err
     assert json.loads((out / "candidates.json").read_text())["model"] == identity
+
+
+def test_cross_fit_estimate(tmp_path, capsys):
+    """What the estimate asks for must be hidden from the training, too."""
+    pytest.importorskip("timm")
+    content = write_images(tmp_path / "images", 8)
+    content["categories"].append({"id": 2, "name": "other"})
+    for i, entry in enumerate(content["annotations"] * 2):  # smaller ones in them, of a second kind
+        x, y = entry["bbox"][:2]
+        if i >= 8:
+            content["annotations"].append(annotation(i + 1, i - 7, (x, y, 15, 15), 2))
+    gt = tmp_path / "gt.json"
+    gt.write_text(json.dumps(content))
+    recipe = tmp_path / "recipe.yaml"
+    options = {"epochs": 0.5, "batch_size": 2, "lr": 0.001, "warmup": 0, "workers": 0}
+    recipe.write_text(json.dumps({**options, "min_size": 96, "max_size": 128}))
+    out = tmp_path / "out"
+    command = ["audit", str(gt), "--images", str(tmp_path / "images"), "--output", str(out)]
+    assert main([*command, "--cross-fit", "2", "--recipe", str(recipe), "--estimate"]) == 0
+    hidden = hide_from_training(content)
+    for part in ("part_1", "part_2"):
+        shown, less = (
+            {
+                a["id"]
+                for a in json.loads((out / folder / part / "train.json").read_text())["annotations"]
+            }
+            for folder in ("cross_fit", "cross_fit_less")
+        )
+        gone = {a["id"] for one in hidden.values() for a in one.objects}
+        assert less == shown - gone and shown & gone
+    measured = json.loads((out / "estimate.json").read_text())
+    assert measured.keys() == hidden.keys() == {"categories", "at random"}
+    for name, one in measured.items():
+        assert one["hidden"] == len(hidden[name].objects) > 0
+    (half,) = ({a["category_id"] for a in hidden["categories"].objects},)
+    assert not half & {a["category_id"] for a in hidden["at random"].kept}
+    assert "Among the first" in capsys.readouterr().out
 
 
 def test_cross_fit_that_cannot_be(tmp_path, capsys):

@@ -50,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="likewise, with the first N candidates of each image at most",
     )
     parser.add_argument(
+        "--format",
+        dest="export",
+        choices=["labelstudio", "cvat"],
+        help="also write the images of the list, with candidates and annotations, for this tool",
+    )
+    parser.add_argument(
         "--number",
         type=int,
         default=1000,
@@ -131,7 +137,8 @@ def run(args: argparse.Namespace) -> int:
         hide=args.estimate,
         **pick(
             args,
-            "cross_fit device merge accept_above accept_top number top_k iou copies inside seed",
+            "cross_fit device merge accept_above accept_top export number top_k iou copies inside "
+            "seed",
         ),
     )
     if done.merged:
@@ -154,5 +161,9 @@ def run(args: argparse.Namespace) -> int:
         )
     if done.summary:
         print(done.summary)
+    for name, one in done.estimate.items():
+        rows = [f"{t}: {n}, {100 * share:.0f} %" for t, (n, share) in one.by_score.items()]
+        print(f"Hidden {name}; least score: candidates, hidden objects among them at least")
+        print("  " + "; ".join(map(str, rows)))
     print_failures("Left out:", done.failures)
     return 0
