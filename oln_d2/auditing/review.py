@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -435,5 +436,7 @@ def _write_page(output, found, content, images, gt, about, failures):
         for ending in ("html", "js")
     )
     write_file(os.path.join(folder, "review.js"), script)
-    write_file(os.path.join(output, "index.html"), templates().from_string(html).render())
+    command = ["oln-d2", "audit", gt, "--merge", "decisions.json", "--output", output]
+    page = templates().from_string(html).render(command=shlex.join(map(str, command)))
+    write_file(os.path.join(output, "index.html"), page)
     return index
