@@ -400,7 +400,7 @@ def test_command(tmp_path, capsys):
     listed = json.loads((out / "candidates.json").read_text())["candidates"]
     assert len(listed) == 50 and listed == sorted(listed, key=lambda c: -c["rank"])
     assert {"index.html", "audit_files", "proposals"} < {path.name for path in out.iterdir()}
-    goes_on = f"oln-d2 audit {GT} --merge decisions.json --output {out}"
+    goes_on = f"oln-d2 audit {gt} --merge decisions.json --output {out}"
     assert goes_on in (out / "index.html").read_text()
     first = [c for c in listed if c["image_id"] == 3][:3]
     assert any(_iou(c["bbox"], a["bbox"]) > 0.5 for c in first for a in hidden)
