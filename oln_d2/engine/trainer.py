@@ -43,7 +43,7 @@ from oln_d2.engine.datasets import (
     load_training_sets,
     register_own,
 )
-from oln_d2.engine.evaluator import OpenWorldEvaluator
+from oln_d2.engine.evaluator import OpenWorldEvaluator, SeenCOCOEvaluator
 from oln_d2.files import read_json, write_file
 from oln_d2.precision import usable_dtype
 from oln_d2.standalone.checkpoint import (
@@ -442,6 +442,8 @@ class Trainer(DefaultTrainer):
             return OpenWorldEvaluator(
                 dataset_name, output_folder, protocols=cfg.TEST.OPEN_WORLD_PROTOCOLS
             )
+        if evaluator_type == "seen_coco":
+            return SeenCOCOEvaluator(dataset_name, output_dir=output_folder)
         if evaluator_type == "coco":
             categories = load_coco(MetadataCatalog.get(dataset_name).json_file)["categories"]
             heads = cfg.MODEL.get(cfg.MODEL.META_ARCHITECTURE.upper(), cfg.MODEL.ROI_HEADS)
@@ -475,6 +477,9 @@ class Trainer(DefaultTrainer):
             ret.insert(0, ema)  # before the checkpointer
         task = "box_unseen" if "xclass" in cfg.TEST.OPEN_WORLD_PROTOCOLS else "box_unseen_filtered"
         metric = f"{task}/AR@100"
+        kinds = [MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST]
+        if kinds and kinds[0] != "open_world_coco":
+            metric = "bbox/AP"
         if len(cfg.DATASETS.TEST) > 1:
             # The trainer then puts the data set's name before each metric.
             metric = f"{cfg.DATASETS.TEST[0]}/{metric}"
