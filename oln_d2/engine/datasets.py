@@ -356,8 +356,8 @@ def _metadata(json_file, image_root, seen, training, classes=False):
 
 def _register(name, metadata):
     arguments = [metadata[key] for key in ("json_file", "image_root", "seen_names", "training")]
-    classes = metadata["evaluator_type"] == "seen_coco"
-    DatasetCatalog.register(name, lambda: load_open_world_coco(*arguments, classes))
+    arguments.append(metadata["evaluator_type"] == "seen_coco")
+    DatasetCatalog.register(name, lambda: load_open_world_coco(*arguments))
     MetadataCatalog.get(name).set(**metadata)
 
 
