@@ -1,6 +1,7 @@
 """Detectors with classes: on OLN's proposals, on those of files, and their test by COCO's AP."""
 
 import json
+import logging
 
 import pytest
 from conftest import CONFIGS, NEEDS_DETECTRON2, make_coco
@@ -31,7 +32,11 @@ def data(tmp_path):
         ]
         for part in ("train", "val")
     ]
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "oln_d2")]
+    before = [(logger, logger.propagate, logger.handlers[:]) for logger in loggers]
     yield rows
+    for logger, logger.propagate, logger.handlers[:] in before:  # which trainings set up
+        pass
     for name, *_ in rows:
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)
