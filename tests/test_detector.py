@@ -35,8 +35,8 @@ def data(tmp_path):
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "oln_d2")]
     before = [(logger, logger.propagate, logger.handlers[:]) for logger in loggers]
     yield rows
-    for logger, logger.propagate, logger.handlers[:] in before:  # which trainings set up
-        pass
+    for logger, propagate, handlers in before:  # trainings set them up
+        logger.propagate, logger.handlers[:] = propagate, handlers
     for name, *_ in rows:
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)
