@@ -56,7 +56,7 @@ _INSTALL = {
     **{
         extra: f"install the extra `{extra}`: python -m pip install -c constraints.txt -e "
         f"'.[{extra}]'"
-        for extra in ("torch", "train", "timm", "video", "export", "supervision")
+        for extra in ("torch", "train", "timm", "video", "export", "supervision", "classic")
     },
 }
 
