@@ -730,7 +730,7 @@ def test_without_detectron2():
     program = (
         "import sys, runpy; sys.modules['detectron2'] = None\n"
         "import oln_d2, oln_d2.localization, oln_d2.data.coco, oln_d2.standalone.convert\n"
-        "import oln_d2.model_zoo, oln_d2.sweep, oln_d2.quickstart\n"
+        "import oln_d2.model_zoo, oln_d2.recipes, oln_d2.quickstart\n"
         "for name in ('add_oln_config', 'register_datasets', 'register_open_world_coco', "
         "'OLNRPN', 'OpenWorldEvaluator'):\n"
         "    try:\n"

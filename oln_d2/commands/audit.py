@@ -118,7 +118,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from oln_d2.auditing import audit
-    from oln_d2.commands.train import read_settings
     from oln_d2.loading import load
 
     chosen = pick(args, "weights config_file min_size tiles")
@@ -128,12 +127,17 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{', '.join(given)}: of a model, and {other}; leave one out")
     if args.recipe and not args.cross_fit:
         raise InputError("--recipe is how --cross-fit trains; give that, too, or leave it out")
+    recipe = None
+    if args.recipe:
+        from oln_d2.standalone.recipe import read_settings
+
+        recipe = read_settings(args.recipe)
     done = audit(
         args.gt,
         args.images,
         args.output,
         proposer=load(**chosen, device=args.device) if given else None,
-        recipe=read_settings(args.recipe) if args.recipe else None,
+        recipe=recipe,
         hide=args.estimate,
         **pick(
             args,

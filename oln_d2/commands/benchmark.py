@@ -84,7 +84,7 @@ def _masks(args: argparse.Namespace) -> None:
 
 def _training(args: argparse.Namespace) -> None:
     from oln_d2.benchmark.training import benchmark_training
-    from oln_d2.commands.train import MODEL, read_recipe
+    from oln_d2.standalone.recipe import MODEL, read_recipe
 
     recipe = read_recipe(args.config)
     model = {**recipe.get("model", {}), **{n: recipe[n] for n in MODEL if n in recipe}}

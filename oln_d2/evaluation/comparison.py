@@ -182,6 +182,36 @@ def measure_detector(
     )
 
 
+def average(runs: Sequence[Detector]) -> Detector:
+    """
+    One of several runs of one recipe, 1 or more: its recalls are their means, and so are those of
+    each draw of images; which objects it finds is that of the first.
+    """
+    first = min(runs, key=lambda run: run.longest)
+    if len(runs) == 1:
+        return first
+    curves = [
+        [np.interp(first.curve_ks, run.curve_ks, curve) for curve in run.curves] for run in runs
+    ]
+    per_category = {
+        name: {
+            key: float(np.mean([run.per_category[name][key] for run in runs])) for key in numbers
+        }
+        for name, numbers in first.per_category.items()
+    }
+    return runs[0]._replace(
+        source=", ".join(run.source for run in runs),
+        longest=first.longest,
+        num_detections=round(np.mean([run.num_detections for run in runs])),
+        values=np.mean([run.values for run in runs], axis=0),
+        draws=np.mean([run.draws for run in runs], axis=0),
+        per_category=per_category,
+        curve_ks=first.curve_ks,
+        curves=np.mean(curves, axis=0),
+        warnings=list(dict.fromkeys(warning for run in runs for warning in run.warnings)),
+    )
+
+
 def _found_scores(result, detections):
     """(G,): score of the detection that finds each gt at IoU 0.5, -inf if none does."""
     # Where all objects are searched no detection leaves the ranking: a rank is a place by score.
