@@ -56,6 +56,8 @@ class OnnxProposer(Proposer):
         options.log_severity_level = 3  # errors only
         threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # "4,2": by level
         options.intra_op_num_threads = int(threads) if threads.isdecimal() else 0  # 0: all
+        # Threads that wait busily take the time of the one that reads the next images.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = onnxruntime.InferenceSession(
                 path, options, providers=[PROVIDERS[device]]
