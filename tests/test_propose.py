@@ -108,6 +108,30 @@ def test_boxes_of_the_command_are_those_of_the_model(weights, photos, tmp_path):
             np.testing.assert_allclose(array(found[name], field), expected[key][:50], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "runtime", ["standalone", "onnx", pytest.param("detectron2", marks=NEEDS_DETECTRON2)]
+)
+def test_max_proposals(weights, photos, tmp_path, capsys, runtime):
+    """Who has little time must get the best proposals alone, in every runtime, not mixed up."""
+    line = [photos / "0.png", "--device", "cpu", "--top-k", 1000]
+    if runtime != "onnx":  # the shipped model
+        line += ["--weights", weights]
+    if runtime == "detectron2":
+        line += ["--config-file", small_recipe(tmp_path)]
+    assert propose(*line, "--output", tmp_path / "all") == 0
+    assert propose(*line, "--output", tmp_path / "few", "--max-proposals", 6) == 0
+    (every,), (few,) = (results(tmp_path / name).values() for name in ("all", "few"))
+    best = sorted((entry["objectness"] for entry in every), reverse=True)
+    assert 0 < len(few) <= 6 < len(every)
+    # What NMS left out of all may be among the six.
+    assert min(entry["objectness"] for entry in few) >= best[5] - 1e-5
+    capsys.readouterr()
+    assert propose(*line, "--output", tmp_path / "few") == 2
+    assert "max_proposals 6" in capsys.readouterr().err
+    assert propose(*line, "--output", tmp_path / "none", "--max-proposals", 0) == 2
+    assert "max_proposals is 0; it has to be 1 or more" in capsys.readouterr().err
+
+
 def test_batch_size_does_not_change_boxes(weights, tmp_path):
     """A user must get the same boxes for an image, whatever it is processed with."""
     folder = tmp_path / "photos"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oln_d2.boxes import nms
-from oln_d2.checks import FRACTION, POSITIVE_INT, Limit, check_limits
+from oln_d2.checks import FRACTION, POSITIVE_INT, InputError, Limit, check_limits
 from oln_d2.data.images import resized_shape, to_image
 from oln_d2.drawing import FOLD_IOU
 from oln_d2.propose.inputs import find_sources, read_frames
@@ -49,7 +49,7 @@ class Proposer(ABC):
         likely_score (float): see :class:`Proposals`.
         copy_factor (float): in [0, 1]; of the score of a box that overlaps a better one by an IoU
             above `FOLD_IOU`, so that it comes later. 1: they stay where they are.
-        overrides (dict): what :meth:`look_closer` was given.
+        overrides (dict): what :meth:`look_closer` and :meth:`limit_proposals` were given.
     """
 
     identity: str
@@ -59,7 +59,7 @@ class Proposer(ABC):
     size_divisor: int = 1
     likely_score: float = 0.0
     copy_factor: float = 1.0
-    overrides: Mapping[str, int | None] = {"min_size": None, "tiles": None}
+    overrides: Mapping[str, int | None] = {"min_size": None, "tiles": None, "max_proposals": None}
 
     def look_closer(self, min_size: int | None = None, tiles: int | None = None) -> None:
         """
@@ -75,11 +75,33 @@ class Proposer(ABC):
         """
         limit = Limit(lambda value: value >= 32, "32 or more")
         check_limits(min_size=(min_size, limit), tiles=(tiles, limit))
-        self.overrides = {"min_size": min_size, "tiles": tiles}
+        self.overrides = {**self.overrides, "min_size": min_size, "tiles": tiles}
         if min_size is not None:
             if self.min_size is not None:
                 self.max_size = round(self.max_size * min_size / self.min_size)
             self.min_size = min_size
+
+    def limit_proposals(self, number: int | None = None) -> None:
+        """
+        Take less time and find a little less.
+
+        Args:
+            number: at most so many proposals of an image, the best, go through the second stage;
+                None: as the model was built.
+
+        Raises:
+            InputError: a number below 1, or a model that takes none.
+        """
+        check_limits(max_proposals=(number, POSITIVE_INT))
+        if number is not None:
+            self.keep_proposals(number)
+        self.overrides = {**self.overrides, "max_proposals": number}
+
+    def keep_proposals(self, number: int) -> None:
+        """What :meth:`limit_proposals` does to the model."""
+        raise InputError(
+            f"max_proposals is {number}, but this model has no two stages; leave it out"
+        )
 
     @abstractmethod
     def detect(
