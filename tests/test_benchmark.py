@@ -3,10 +3,12 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from conftest import NEEDS_DETECTRON2
 from test_propose import noise
 
+from oln_d2 import weights
 from oln_d2.cli import main
 from oln_d2.model_zoo import get_config_file
 from oln_d2.precision import computes_bfloat16
@@ -84,3 +86,52 @@ def test_propose(photos, capsys):
     assert printed.startswith("2 images, ")
     (_, whole), (_, model, share), (_, reading) = rows(printed)
     assert 0 < float(model) <= float(whole) and float(reading) > 0 and share.endswith(" %")
+
+
+def write_tensorflow_form(path):
+    """A detector in the form of TensorFlow's that finds the left half of every image."""
+    onnx = pytest.importorskip("onnx")
+    helper, tensors = onnx.helper, onnx.TensorProto
+    constants = {
+        "boxes": np.array([[[0, 0, 1, 0.5]]]), "classes": np.ones((1, 1)),
+        "scores": np.full((1, 1), 0.5), "number": np.ones(1),
+    }  # fmt: skip
+    nodes, outputs = [], []
+    for name, value in constants.items():
+        value = onnx.numpy_helper.from_array(value.astype(np.float32))
+        nodes.append(helper.make_node("Constant", [], [name], value=value))
+        outputs.append(helper.make_tensor_value_info(name, tensors.FLOAT, value.dims))
+    image = helper.make_tensor_value_info("image", tensors.UINT8, [1, 64, 64, 3])
+    graph = helper.make_graph(nodes, "halves", [image], outputs)
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+
+
+def test_onnx(photos, tmp_path, capsys):
+    """Times and recall must stand beside the right detector."""
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": w, "height": h}
+            for i, (w, h) in enumerate([(120, 90), (90, 120)])
+        ],
+        "annotations": [
+            {"id": 1 + i, "image_id": i, "category_id": 1, "iscrowd": 0, "area": 5400}
+            | {"bbox": [0, 0, w / 2, h]}
+            for i, (w, h) in enumerate([(120, 90), (90, 120)])
+        ],
+        "categories": [{"id": 1, "name": "half"}],
+    }
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    write_tensorflow_form(tmp_path / "halves.onnx")
+    line = ["benchmark", "onnx", str(photos), "--other"]
+    more = ["--gt", str(tmp_path / "gt.json"), "--split", "half", "--threads", "1"]
+    more += ["--proposals", "20", "--repeats", "1"]
+    assert main([*line, str(tmp_path / "halves.onnx"), *more]) == 0
+    ours, fewer, other, *torchvision = rows(capsys.readouterr().out)
+    assert [ours[0], fewer[0], other[0]] == [
+        "OLN-Box", "OLN-Box, the best 20 proposals", "halves.onnx"
+    ]  # fmt: skip
+    assert other[3:] == ["100.0", "100.0"] and len(ours) == len(fewer) == 5
+    assert len(torchvision) == 2 and all(float(row[1]) > float(other[1]) for row in torchvision)
+    assert main([*line, weights.find(".onnx"), *more]) == 2
+    assert "only files of TensorFlow's form can be compared" in capsys.readouterr().err

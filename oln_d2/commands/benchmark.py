@@ -77,6 +77,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(benchmark=_infer)
     parser = what.add_parser(
+        "onnx",
+        help="the shipped model on onnxruntime, against other small detectors",
+        description="The shipped model on onnxruntime against torchvision's "
+        "fasterrcnn_mobilenet_v3_large_320_fpn, eager and as ONNX, and against a file of your own: "
+        "milliseconds for the same images, and recall.",
+    )
+    parser.add_argument("images", metavar="DIR", help="a folder of photographs")
+    parser.add_argument("--gt", metavar="JSON", help="of them, COCO format: also print recall")
+    parser.add_argument("--split", default="voc", help="its seen categories (default voc)")
+    parser.add_argument(
+        "--other",
+        metavar="FILE",
+        help="an ONNX file of TensorFlow's form, such as Google's Mobile Object Localizer",
+    )
+    parser.add_argument(
+        "--proposals",
+        type=int,
+        nargs="*",
+        default=[500, 300],
+        metavar="N",
+        help="also with the N best proposals only (default 500 300)",
+    )
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="default 1 2"
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns (default 5)")
+    parser.set_defaults(benchmark=_onnx)
+    parser = what.add_parser(
         "propose",
         help="how much of its time `propose` spends in the model",
         description="`propose` on images: seconds, how much of them is spent in the model, what "
@@ -144,6 +172,12 @@ def _infer(args: argparse.Namespace) -> None:
 
     names = "photos proposals repeats device seed"
     benchmark_infer(_model(args), args.detectron2, **pick(args, names))
+
+
+def _onnx(args: argparse.Namespace) -> None:
+    from oln_d2.benchmark.onnx import benchmark_onnx
+
+    benchmark_onnx(args.images, **pick(args, "gt split other proposals threads repeats"))
 
 
 def _propose(args: argparse.Namespace) -> None:
