@@ -18,6 +18,7 @@ def load(
     *,
     min_size: int | None = None,
     tiles: int | None = None,
+    max_proposals: int | None = None,
 ) -> Proposer:
     """
     Make a proposer of a trained model; without arguments, of the one that this package ships.
@@ -35,6 +36,7 @@ def load(
         config_file: Detectron2's; a file, or the name of a recipe of the model zoo.
         device: "cpu", "cuda" or "auto": CUDA where there is any.
         min_size, tiles: to find smaller objects, see :meth:`Proposer.look_closer`.
+        max_proposals: to take less time, see :meth:`Proposer.limit_proposals`.
 
     Raises:
         InputError: files that cannot be read, do not fit each other, or no such device.
@@ -43,6 +45,7 @@ def load(
     check_limits(device=(device, one_of("auto", "cpu", "cuda")))
     proposer = _load(weights, config_file, device)
     proposer.look_closer(min_size, tiles)
+    proposer.limit_proposals(max_proposals)
     if card := shipped.card_of(proposer.identity):
         proposer.likely_score = card["likely_score"]
         proposer.copy_factor = card["copy_factor"]

@@ -891,20 +891,6 @@ def test_two_processes(coco, tmp_path, launcher):
     assert "start at iterations [2, 0]; put the output folder where all nodes" in result.stderr
 
 
-def test_benchmark(tmp_path, capsys):
-    """Which options are worth it on a machine must be told for the model of the recipe."""
-    (tmp_path / "recipe.yaml").write_text(f"model: {json.dumps(CONFIG)}\nepochs: 3")
-    more = "--steps", "1", "--batch-size", "2"
-    assert main(["benchmark", "training", "--config", str(tmp_path / "recipe.yaml"), *more]) == 0
-    printed = capsys.readouterr().out
-    assert "2 images of 96 x 128 a step" in printed
-    assert (
-        printed.count("channels last")
-        == printed.count("contiguous")
-        == (2 if computes_bfloat16("cpu") else 1)
-    )
-
-
 @pytest.mark.parametrize("arguments", [["train"], ["quickstart", "--engine", "standalone"]])
 def test_without_lightning(coco, tmp_path, monkeypatch, capsys, arguments):
     """Who lacks the extra must be given its name, and needs it for training only."""

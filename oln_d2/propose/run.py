@@ -15,9 +15,10 @@ from oln_d2.drawing import TOP, list_shortened, picture_path, save_picture
 from oln_d2.drawing import contact_sheet as make_contact_sheet
 from oln_d2.files import StrPath, check_output, make_folder, write_file
 from oln_d2.pages import Item, write_page
-from oln_d2.propose.inputs import find_sources, read_frames
+from oln_d2.propose.ahead import ahead
+from oln_d2.propose.inputs import Frame, find_sources, read_frames
 from oln_d2.propose.journal import Journal, Stamp
-from oln_d2.propose.proposer import Photo, Proposer, check_selection
+from oln_d2.propose.proposer import Proposer, check_selection
 from oln_d2.propose.writers import FILES, WRITERS, Target, label_name
 
 WAITING = 4  # batches of images that wait for others of their size
@@ -185,6 +186,7 @@ class _Run:
         self.selection, self.batch_size, self.every = selection, batch_size, every
         self.known = known  # a _Known; None without ground truth
         self.done, self.new, self.failures = {}, 0, []
+        self.broken = False  # the source that is read, in part or as a whole
         # By the size that the model sees: photos, their files' stamps, whether they are as stored.
         self.waiting = {}
 
@@ -192,8 +194,10 @@ class _Run:
         with tqdm(desc="proposing", unit="image", disable=None) as self.progress:
             if not any(source.is_video for source in sources):
                 self.progress.total = len(sources)
-            for source in sources:
-                self._propose(source)
+            # While the model runs, the next images are read and resized.
+            with ahead(self._read(sources), WAITING * self.batch_size) as read:
+                for source, stamp, frame in read:
+                    self._take(source, stamp, frame)
             self._finish_all()
 
     def frames(self, source):
@@ -206,34 +210,55 @@ class _Run:
     def _has(self, name, stamp):
         return self.journal.has(name, stamp, self.known and self.known.sizes.get(name))
 
-    def _propose(self, source):
-        stamp = _stamp(source.path)
-        own = self.journal.frames(source.name, stamp) or [source.name]
-        own = [name for name in own if self.known is None or name in self.known.ids]
-        if own and all(self._has(name, stamp) for name in own):
-            self.done[source] = own
-            self.progress.update(len(own))
+    def _read(self, sources):
+        """
+        Of each source its stamp and its frames, one by one: a :class:`Photo` in place of the image,
+        or None where the journal has it. A frame that is None ends the source.
+        """
+        for source in sources:
+            stamp = _stamp(source.path)
+            own = self.journal.frames(source.name, stamp) or [source.name]
+            own = [name for name in own if self.known is None or name in self.known.ids]
+            if own and all(self._has(name, stamp) for name in own):
+                frames = (Frame(name, None) for name in own)
+            else:
+                frames = (self._prepared(frame, stamp) for frame in self.frames(source))
+            for frame in frames:
+                yield source, stamp, frame
+            yield source, stamp, None
+
+    def _prepared(self, frame, stamp):
+        name, image, _ = frame
+        if isinstance(image, InputError):
+            return frame
+        photo = None if self._has(name, stamp) else self.proposer.prepare(image, name)
+        return frame._replace(image=photo)
+
+    def _take(self, source, stamp, frame):
+        """What :meth:`_read` gives."""
+        own = self.done.setdefault(source, [])
+        if frame is None:
+            frames = self.journal.frames(source.name, stamp)
+            if self.known is None and own not in ([source.name], frames) and not self.broken:
+                self._finish_all()
+                self.journal.add(source.name, stamp, {"frames": own})
+            self.broken = False
             return
-        own, broken = self.done.setdefault(source, []), False
-        for name, image, as_stored in self.frames(source):
-            if isinstance(image, InputError):
-                self.failures.append(str(image))
-                broken = True
-                self.progress.update()
-                continue
-            own.append(name)
-            if self._has(name, stamp):
-                self.progress.update()
-                continue
-            shape = self.proposer.input_shape(image)
-            self.waiting.setdefault(shape, []).append((Photo(image, name), stamp, as_stored))
-            if len(self.waiting[shape]) == self.batch_size:
-                self._finish(shape)
-            elif sum(map(len, self.waiting.values())) >= WAITING * self.batch_size:
-                self._finish(max(self.waiting, key=lambda shape: len(self.waiting[shape])))
-        if self.known is None and own != [source.name] and not broken:
-            self._finish_all()
-            self.journal.add(source.name, stamp, {"frames": own})
+        name, photo, as_stored = frame
+        if isinstance(photo, InputError):
+            self.failures.append(str(photo))
+            self.broken = True
+            self.progress.update()
+            return
+        own.append(name)
+        if photo is None:
+            self.progress.update()
+            return
+        self.waiting.setdefault(photo.shape, []).append((photo, stamp, as_stored))
+        if len(self.waiting[photo.shape]) == self.batch_size:
+            self._finish(photo.shape)
+        elif sum(map(len, self.waiting.values())) >= WAITING * self.batch_size:
+            self._finish(max(self.waiting, key=lambda shape: len(self.waiting[shape])))
 
     def _finish_all(self):
         for shape in list(self.waiting):

@@ -517,6 +517,8 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         pixel_mean, pixel_std: of red, green and blue, in [0, 255], that the backbone was trained
             with. Default: ImageNet's.
         rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test: proposals of each level.
+        rpn_post_nms_top_n_test: proposals of an image in inference, the best of all levels; fewer
+            take less time and find a little less. None, as in the authors' code: all.
         rpn_nms_thresh: IoU of the NMS of the proposals, None for none.
         objectness_negatives: whether anchors on no annotated object teach the first score, with
             target 0, as in the authors' code. Without, and without `box_score_negatives`, an object
@@ -550,6 +552,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         pixel_std: Sequence[float] = STD,
         rpn_pre_nms_top_n_train: int = 2000,
         rpn_pre_nms_top_n_test: int = 2000,
+        rpn_post_nms_top_n_test: int | None = None,
         rpn_nms_thresh: float | None = None,
         objectness_negatives: bool = True,
         box_score_negatives: bool = False,
@@ -563,6 +566,9 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
     ):
         channels = backbone.out_channels
         top_n = {"training": rpn_pre_nms_top_n_train, "testing": rpn_pre_nms_top_n_test}
+        kept = {mode: n * len(anchor_sizes) for mode, n in top_n.items()}  # all
+        if rpn_post_nms_top_n_test is not None:
+            kept["testing"] = rpn_post_nms_top_n_test
         rpn_head = StandaloneRPNHead(channels, 1, rpn_feature_norm)
         nn.init.constant_(rpn_head.bbox_pred.bias, ltrb_init)
         rpn = StandaloneRPN(
@@ -573,7 +579,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
             batch_size_per_image=256,
             positive_fraction=0.5,
             pre_nms_top_n=top_n,
-            post_nms_top_n={mode: n * len(anchor_sizes) for mode, n in top_n.items()},  # all
+            post_nms_top_n=kept,
             nms_thresh=rpn_nms_thresh,
             negatives=objectness_negatives,
         )
