@@ -24,6 +24,10 @@ from oln_d2.checks import InputError
 StrPath = str | os.PathLike[str]
 
 
+class InUseError(InputError):
+    """Another process has a folder."""
+
+
 @contextlib.contextmanager
 def open_json(path: StrPath) -> Iterator[IO[bytes]]:
     """
@@ -151,7 +155,7 @@ def write_file(path: StrPath, content: str | bytes) -> None:
         f.write(content.encode() if isinstance(content, str) else content)
 
 
-def lock_folder(path: StrPath) -> IO[str]:
+def lock_folder(path: StrPath, name: str = ".lock", shared: bool = False) -> IO[str]:
     """
     Keep a folder for this process and for those that inherit the lock.
 
@@ -159,39 +163,43 @@ def lock_folder(path: StrPath) -> IO[str]:
 
     Args:
         path: a folder that is there and is about to be written to.
+        name: of the lock, where processes share a folder but not all that is in it.
+        shared: have it together with others that want it so.
 
     Returns:
-        a file, `.lock` in the folder, which says who has it; the folder is free when the file is
-        closed, or when the processes that have it have ended. Where the system, as Windows, or the
-        file system has no such locks, the folder is not locked.
+        a file of this name in the folder, which says who has it unless it is shared; the folder is
+        free when the file is closed, or when the processes that have it have ended. Where the
+        system, as Windows, or the file system has no such locks, the folder is not locked.
 
     Raises:
-        InputError: another process has the folder, other than the one that has started this
-            process; or it cannot be written to.
+        InUseError: another process has the folder, other than the one that has started this
+            process.
+        InputError: it cannot be written to.
     """
     command = [os.path.basename(word) for word in sys.argv[:1]] + sys.argv[1:]
     what = textwrap.shorten(" ".join(command).replace("__main__.py", "oln-d2"), 60)
     since = time.strftime("%Y-%m-%d %H:%M")
     own = f"{what} (process {os.getpid()} on {platform.node()}, since {since})"
     try:
-        file = _Lock(open(os.path.join(path, ".lock"), "a+b"), encoding="utf-8")  # noqa: SIM115
+        file = _Lock(open(os.path.join(path, name), "a+b"), encoding="utf-8")  # noqa: SIM115
         # Of a process that was killed, those that read images for it end some seconds later.
         deadline = time.monotonic() + 10
-        while not _lock(file):
+        while not _lock(file, shared):
             file.seek(0)
             holder = file.read()
             if f"(process {os.getppid()} on {platform.node()}," in holder:
                 break
             if not _is_gone(holder) or time.monotonic() > deadline:
                 file.close()
-                raise InputError(
+                raise InUseError(
                     f"{path}: is in use by {holder or 'another process'}; wait for it or choose "
                     "another folder"
                 )
             time.sleep(0.1)
-        file.truncate(0)
-        file.write(own)
-        file.flush()
+        if not shared:
+            file.truncate(0)
+            file.write(own)
+            file.flush()
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{path}: cannot be written to ({reason}); choose another") from None
@@ -228,12 +236,12 @@ class _Lock(io.TextIOWrapper):
         super().close()
 
 
-def _lock(file: IO[Any]) -> bool:
+def _lock(file: IO[Any], shared: bool) -> bool:
     """False if another process has locked an open file; True also where there are no locks."""
     try:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except (ImportError, OSError):

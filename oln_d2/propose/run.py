@@ -1,5 +1,7 @@
 """Proposals for many images, written to files; a run that was stopped goes on."""
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +15,13 @@ from oln_d2.data.coco import load_coco
 from oln_d2.data.lookup import image_name, image_size, match_images, some
 from oln_d2.drawing import TOP, list_shortened, picture_path, save_picture
 from oln_d2.drawing import contact_sheet as make_contact_sheet
-from oln_d2.files import StrPath, check_output, make_folder, write_file
+from oln_d2.files import InUseError, StrPath, check_output, lock_folder, make_folder, write_file
 from oln_d2.pages import Item, write_page
 from oln_d2.propose.ahead import ahead
 from oln_d2.propose.inputs import Frame, find_sources, read_frames
 from oln_d2.propose.journal import Journal, Stamp
 from oln_d2.propose.proposer import Proposer, check_selection
+from oln_d2.propose.shards import Shard
 from oln_d2.propose.writers import FILES, WRITERS, Target, label_name
 
 WAITING = 4  # batches of images that wait for others of their size
@@ -28,13 +31,16 @@ ON_A_SHEET = 60
 class Proposed(NamedTuple):
     """What :func:`propose_files` did."""
 
-    names: list[str]  # images and frames that are in the files, relative to `root`
+    names: list[str]  # images and frames that are done, relative to `root`
     new: int  # how many of them were not done before
     root: str  # the folder that all inputs are in
     failures: list[str]  # why an input could not be read, a sentence each
     unknown: list[str]  # paths of images that the ground truth does not have, so left out
     absent: list[str]  # names of images of the ground truth that are not among the inputs
     as_stored: list[str]  # names of images that EXIF turns, but their annotations do not
+    # Whether this process wrote the files, of all images. If not, all above is of its shard.
+    written: bool
+    waiting: list[int]  # numbers of the shards that have to be done before
 
 
 def propose_files(
@@ -53,10 +59,12 @@ def propose_files(
     draw_top: int = TOP,
     contact_sheet: bool = False,
     html: bool = False,
+    shard: tuple[int, int] | None = None,
 ) -> Proposed:
     """
     Propose on images and write the results to files. The same call again skips what is done, goes
-    on where it was stopped, and does new and changed images.
+    on where it was stopped, and does new and changed images. Several processes, also of several
+    machines, can share the images; the last of them writes the results.
 
     Args:
         proposer: see :func:`oln_d2.load`.
@@ -72,11 +80,15 @@ def propose_files(
         draw_top: how many are drawn.
         contact_sheet: pictures, and sheets of 60 of them each.
         html: also write a page to look through, `index.html`.
+        shard: do the first of these numbers, from 1, of so many shares of the images, (2, 8). Give
+            all processes the same other arguments, and the same files at the same paths. None: do
+            all, or what shares left that were given up.
 
     Raises:
         InputError: arguments or files that cannot be used, before any work is lost. Images that
             cannot be read stop nothing: see `failures`.
     """
+    own = Shard(*shard).check() if shard is not None else None
     check_selection(top_k, score, nms, batch_size, every)
     check_limits(draw_top=(draw_top, POSITIVE_INT), format=(format, one_of(*WRITERS)))
     if gt is not None and format in ("csv", "yolo"):
@@ -96,22 +108,70 @@ def propose_files(
     if gt is not None:
         for file in FILES[format]:
             check_output(os.path.join(output, file), [gt])
-    journal = Journal(os.path.join(output, "journal.jsonl"), settings)
+    journal = Journal(output, settings, own)
     run = _Run(proposer, journal, output, (top_k, score, nms), batch_size, every, known)
+    draws = draw or contact_sheet
+    lock = None
+    if own is not None:
+        waiting = _do_share(run, own, sources, draw_top if draws else None)
+        lock = None if waiting else _lock_results(output)
+        if lock is None:
+            return _summary(run, root, written=False, waiting=waiting)
     run.go_through(sources)
-    names = [name for own in run.done.values() for name in own]
+    names = run.names()
     ids = {name: known.ids[name] if known else i for i, name in enumerate(names, 1)}
     proposals = (journal.read_proposals(name) for name in names)
     WRITERS[format](Target(output, ids, gt, root, proposer.identity), proposals)
-    if names and (draw or contact_sheet):
-        _draw(run, draw_top, contact_sheet)
+    if names and draws:
+        paths = _draw(run, draw_top)
+        if contact_sheet:
+            _write_sheets(output, paths)
     if names and html:
         write_page(output, _items(run), number=draw_top, score=proposer.likely_score)
     failures = "".join(f"{failure}\n" for failure in run.failures)
     write_file(os.path.join(output, "unreadable.txt"), failures)
-    as_stored = [name for name in names if journal.places[name].as_stored]
+    return _summary(run, root)
+
+
+def _summary(run, root, written=True, waiting=()):
+    names, known = run.names(), run.known
+    as_stored = [name for name in names if run.journal.places[name].as_stored]
     unknown, absent = (known.unknown, known.absent) if known else ([], [])
-    return Proposed(names, run.new, root, run.failures, unknown, absent, as_stored)
+    return Proposed(
+        names, run.new, root, run.failures, unknown, absent, as_stored, written, list(waiting)
+    )
+
+
+def _do_share(run, own, sources, draw_top):
+    """
+    Does what is this process's, with pictures unless `draw_top` is None. Returns the numbers of the
+    shards that are not done yet.
+    """
+    run.go_through(own.of(sources), f"proposing {own}")
+    if draw_top is not None:
+        _draw(run, draw_top)
+    run.journal.finish(_digest(own.of(sources)))
+    run.journal.refresh()  # only now: of two that finish at once, one at least sees both
+    shards = [Shard(number, own.total) for number in range(1, own.total + 1)]
+    # Most processes need not look at the files of others.
+    waiting = [shard for shard in shards if run.journal.finished(shard) is None] or [
+        shard for shard in shards if run.journal.finished(shard) != _digest(shard.of(sources))
+    ]
+    return [shard.number for shard in waiting]
+
+
+def _digest(sources):
+    """Differs where the sources, or what is in their files, may."""
+    stamps = [(source.name, _stamp(source.path)) for source in sources]
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+
+
+def _lock_results(output):
+    """None where another process, which has found all shards done as well, writes the results."""
+    try:
+        return lock_folder(output, ".lock-results")
+    except InUseError:
+        return None
 
 
 def _check_labels(sources):
@@ -175,23 +235,24 @@ class _Run:
     Proposes on what is not in the journal.
 
     Attributes:
-        done (dict[Source, list[str]]): the names of the frames of each; none where it cannot be
-            read.
+        done (dict[Source, list[str]]): the names of the frames of each of those last gone through;
+            none where it cannot be read.
         new (int): how many were not in the journal.
-        failures (list[str]): what went wrong.
+        failures (list[str]): what went wrong with those.
     """
 
     def __init__(self, proposer, journal, output, selection, batch_size, every, known):
         self.proposer, self.journal, self.output = proposer, journal, output
         self.selection, self.batch_size, self.every = selection, batch_size, every
         self.known = known  # a _Known; None without ground truth
-        self.done, self.new, self.failures = {}, 0, []
+        self.new = 0
         self.broken = False  # the source that is read, in part or as a whole
         # By the size that the model sees: photos, their files' stamps, whether they are as stored.
         self.waiting = {}
 
-    def go_through(self, sources):
-        with tqdm(desc="proposing", unit="image", disable=None) as self.progress:
+    def go_through(self, sources, what="proposing"):
+        self.done, self.failures = {}, []
+        with tqdm(desc=what, unit="image", disable=None) as self.progress:
             if not any(source.is_video for source in sources):
                 self.progress.total = len(sources)
             # While the model runs, the next images are read and resized.
@@ -199,6 +260,10 @@ class _Run:
                 for source, stamp, frame in read:
                     self._take(source, stamp, frame)
             self._finish_all()
+
+    def names(self):
+        """Of all that is done, in the order of the sources."""
+        return [name for own in self.done.values() for name in own]
 
     def frames(self, source):
         """See :func:`read_frames`; only those that the ground truth has, if there is one."""
@@ -298,19 +363,18 @@ def _picture(output, name):
     return picture_path(os.path.join(output, "pictures"), name)
 
 
-def _draw(run, top, sheets):
-    """Pictures of all images that have none yet, and sheets of all."""
+def _draw(run, top):
+    """Pictures of all images of the run that have none yet; returns their paths by name."""
     output = run.output
     paths = {name: _picture(output, name) for own in run.done.values() for name in own}
     drawn = os.path.join(output, "pictures", "boxes.txt")  # how many boxes pictures have
     chosen = f"{top} {run.proposer.likely_score}"
     if not os.path.exists(drawn) or Path(drawn).read_text() != chosen:
-        for path in paths.values():
-            Path(path).unlink(missing_ok=True)
         make_folder(os.path.dirname(drawn))
-        write_file(drawn, chosen)
+        write_file(drawn, chosen)  # all older pictures have others
+    since = os.stat(drawn).st_mtime_ns
     for source, own in tqdm(run.done.items(), desc="drawing", unit="file", disable=None):
-        missing = {name for name in own if not os.path.exists(paths[name])}
+        missing = {name for name in own if not _is_since(paths[name], since)}
         for name, image, _ in run.frames(source) if missing else ():
             if name not in missing:
                 continue
@@ -320,9 +384,20 @@ def _draw(run, top, sheets):
             found.likely_score = run.proposer.likely_score
             save_picture(found.draw(top), paths[name])
     list_shortened(os.path.join(output, "pictures"), paths)
-    if sheets:
-        named = list(paths.items())
-        for number, begin in enumerate(range(0, len(named), ON_A_SHEET), 1):
-            names, files = zip(*named[begin : begin + ON_A_SHEET], strict=True)
-            path = os.path.join(output, f"contact_sheet_{number:03d}.jpg")
-            save_picture(make_contact_sheet(map(Image.open, files), names), path)
+    return paths
+
+
+def _is_since(path, time):
+    try:
+        return os.stat(path).st_mtime_ns >= time
+    except OSError:
+        return False
+
+
+def _write_sheets(output, paths):
+    """Sheets of the pictures at these paths, which have their names."""
+    named = list(paths.items())
+    for number, begin in enumerate(range(0, len(named), ON_A_SHEET), 1):
+        names, files = zip(*named[begin : begin + ON_A_SHEET], strict=True)
+        path = os.path.join(output, f"contact_sheet_{number:03d}.jpg")
+        save_picture(make_contact_sheet(map(Image.open, files), names), path)
