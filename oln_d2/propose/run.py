@@ -279,10 +279,10 @@ def _draw(run, top, sheets):
     paths = {name: _picture(output, name) for own in run.done.values() for name in own}
     drawn = os.path.join(output, "pictures", "boxes.txt")  # how many boxes pictures have
     chosen = f"{top} {run.proposer.likely_score}"
+    make_folder(os.path.dirname(drawn))
     if not os.path.exists(drawn) or Path(drawn).read_text() != chosen:
         for path in paths.values():
             Path(path).unlink(missing_ok=True)
-        make_folder(os.path.dirname(drawn))
         write_file(drawn, chosen)
     for source, own in tqdm(run.done.items(), desc="drawing", unit="file", disable=None):
         missing = {name for name in own if not os.path.exists(paths[name])}
