@@ -1,6 +1,7 @@
 """User-facing errors: bad input, limits of arguments, and layers that are not installed."""
 
 import contextlib
+import errno
 import math
 from collections.abc import Callable, Iterator
 from numbers import Integral
@@ -121,8 +122,15 @@ def reason(error: BaseException, processes: str, memory: str, diverged: str = ""
     if short or "DefaultCPUAllocator" in text:
         return f"memory is short ({first}); {memory}"
     if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else first
+        if error.filename:
+            return f"{error.filename}: {error.strerror}"
+        return f"{first}; make room where the output goes" if is_full(error) else first
     return None
+
+
+def is_full(error: OSError) -> bool:
+    """Whether something could not be written for want of room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def require_detectron2(what: str) -> None:

@@ -19,9 +19,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from oln_d2.checks import InputError
+from oln_d2.checks import InputError, is_full
 
 StrPath = str | os.PathLike[str]
+
+_TEMPORARY = ".oln-d2_"  # begins the names of files while they are written, see `write_whole`
 
 
 class InUseError(InputError):
@@ -93,14 +95,16 @@ def check_output(path: StrPath, inputs: Iterable[StrPath]) -> None:
             os.stat(path)  # fails where the name is too long
         if os.path.isfile(path) or not os.path.exists(path):  # no device
             tempfile.TemporaryFile(dir=folder).close()
+            _remove_left(folder)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); give another") from None
 
 
-def make_folder(path: StrPath) -> None:
+def make_folder(path: StrPath, remedy: str = "choose another") -> None:
     """
     Args:
         path: a folder that is to be written to; made with those above it, or there already.
+        remedy: what to do where that cannot be.
 
     Raises:
         InputError: it is a file, or cannot be made or written to.
@@ -110,16 +114,18 @@ def make_folder(path: StrPath) -> None:
     try:
         os.makedirs(path, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
+        _remove_left(path)
     except OSError as error:
         what = "written to" if os.path.isdir(path) else "made"
-        raise InputError(f"{path}: cannot be {what} ({error.strerror}); choose another") from None
+        raise InputError(f"{path}: cannot be {what} ({error.strerror}); {remedy}") from None
 
 
 @contextlib.contextmanager
 def write_whole(path: StrPath) -> Iterator[str]:
     """
     Write all of a file or nothing: the body writes to a name beside `path` that no file has, with
-    the same ending; the file then takes the place of `path`, or of what `path` links to.
+    the same ending; the file then takes the place of `path`, or of what `path` links to. What is
+    left of it where the process is killed, :func:`make_folder` and :func:`check_output` remove.
 
         with write_whole("out.json") as temporary: ...
 
@@ -135,18 +141,45 @@ def write_whole(path: StrPath) -> Iterator[str]:
         target = temporary = os.fspath(path)
     else:
         # Hidden, and not longer than the name of a file may be.
-        name = f".{secrets.token_hex(8)}{os.path.splitext(path)[1]}"
+        name = f"{_TEMPORARY}{secrets.token_hex(8)}{os.path.splitext(path)[1]}"
         temporary = os.path.join(os.path.dirname(target), name)
     try:
-        yield temporary
-        if temporary != target:
+        if temporary == target:
+            yield temporary
+        else:
+            with _held(temporary):
+                yield temporary
             os.replace(temporary, target)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        remedy = "; make room there" if is_full(error) else ""
+        reason = error.strerror or error
+        raise InputError(f"{path}: cannot be written ({reason}){remedy}") from None
     finally:
         if temporary != target:
             with contextlib.suppress(OSError):
                 os.remove(temporary)
+
+
+@contextlib.contextmanager
+def _held(path: str) -> Iterator[None]:
+    """Keeps :func:`_remove_left` from a file that is being written."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # who writes it meets that, too
+            _lock(stack.enter_context(open(path, "xb")))
+        yield
+
+
+def _remove_left(folder: StrPath) -> None:
+    """Remove what processes that were killed have left of files that they wrote to a folder."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        # Only where a lock can tell that nobody writes it any more.
+        if name.startswith(_TEMPORARY):
+            with contextlib.suppress(ImportError, OSError), open(path, "r+b") as file:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.remove(path)
 
 
 def write_file(path: StrPath, content: str | bytes) -> None:

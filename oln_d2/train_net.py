@@ -7,6 +7,7 @@ Train or evaluate OLN and its reference detectors.
 
 import argparse
 import contextlib
+import logging
 import multiprocessing
 import sys
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ def setup(args: argparse.Namespace) -> "CfgNode":
     from detectron2.engine import default_setup
     from detectron2.utils.logger import setup_logger
 
+    logging.raiseExceptions = False  # a full disk would give a traceback for each line of the log
     cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
     args.config_file = find_config_file(args.config_file)  # which `default_setup` opens

@@ -21,7 +21,7 @@ from oln_d2.evaluation.coco_results import write_results
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.evaluation.open_world import DEFAULT_KS, DEFAULT_MAX_DETS, OpenWorldRecall
 from oln_d2.evaluation.result import GROUPS, write_report
-from oln_d2.files import StrPath
+from oln_d2.files import StrPath, make_folder
 from oln_d2.results import RLEMasks
 from oln_d2.scores import SCORES
 
@@ -135,7 +135,7 @@ class OpenWorldEvaluator(DatasetEvaluator):
                 f"outputs, the first is image {missing[0]}; recall is defined on all images"
             )
         if self._output_dir:
-            os.makedirs(self._output_dir, exist_ok=True)
+            make_folder(self._output_dir)
             path = os.path.join(self._output_dir, "coco_instances_results.json")
             write_results(path, ((image, *detections[image]) for image in sorted(detections)))
             logger.info(f"Detections are in {path}")

@@ -96,6 +96,7 @@ def write_csv(target: Target, proposals: Iterable[Proposals]) -> None:
 
 def write_yolo(target: Target, proposals: Iterable[Proposals]) -> None:
     """`labels/`: a text file an image, `0 x y width height score` in fractions of its size."""
+    make_folder(target.path("labels"))
     for found in proposals:
         height, width = found.size
         boxes = to_xywh(found.boxes)
@@ -103,7 +104,7 @@ def write_yolo(target: Target, proposals: Iterable[Proposals]) -> None:
         rows = np.hstack([boxes / [width, height, width, height], found.scores[:, None]])
         lines = ["0 " + " ".join(f"{v:.6g}" for v in row) for row in rows.tolist()]
         path = target.path(os.path.join("labels", label_name(found.name)))
-        make_folder(os.path.dirname(path))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         write_file(path, "".join(f"{line}\n" for line in lines))
 
 
