@@ -269,7 +269,7 @@ class _Lock(io.TextIOWrapper):
         super().close()
 
 
-def _lock(file: IO[Any], shared: bool) -> bool:
+def _lock(file: IO[Any], shared: bool = False) -> bool:
     """False if another process has locked an open file; True also where there are no locks."""
     try:
         import fcntl
