@@ -140,7 +140,7 @@ def test_two_that_finish_at_once(run, tmp_path, monkeypatch, locks):
     for name in written(tmp_path / "out"):
         (tmp_path / "out" / name).unlink()
     if not locks:
-        monkeypatch.setattr(files_module, "_lock", lambda file, shared: True)
+        monkeypatch.setattr(files_module, "_lock", lambda file, shared=False: True)
     with lock_folder(tmp_path / "out", ".lock-results"):
         done = run(tmp_path / "out", (1, 2))
         assert done.waiting == [] and done.written == (not locks)
