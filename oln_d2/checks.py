@@ -7,12 +7,21 @@ from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any, NamedTuple
 
+LONGEST = 600  # characters of a message
+
 
 class InputError(ValueError):
     """
     A file, setting or argument that cannot be used. Its message is one sentence that names the
-    file, the field or entry and the remedy, fit to be shown without a traceback.
+    file, the field or entry and the remedy, fit to be shown without a traceback: what it quotes of
+    a file is cut short, and characters that do not print are escaped.
     """
+
+    def __init__(self, message: str):
+        # Of a long one, the beginning names the file and the end the remedy.
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 3 :]}"
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 class Limit(NamedTuple):

@@ -188,6 +188,38 @@ def write_file(path: StrPath, content: str | bytes) -> None:
         f.write(content.encode() if isinstance(content, str) else content)
 
 
+def check_links(path: StrPath) -> None:
+    """
+    Args:
+        path: a folder that is about to be written to; may itself be a link.
+
+    Raises:
+        InputError: a link in it, or below it, leads out of it: what is written by that name would
+            take the place of a file elsewhere. Hidden files and folders are not looked at, but for
+            `.lock`: nothing is written there.
+    """
+    root = os.path.realpath(path)
+    folders = [root]
+    for folder in folders:  # grows
+        try:
+            entries = list(os.scandir(folder))
+        except OSError:  # whoever writes there says why
+            continue
+        for entry in entries:
+            if entry.name.startswith(".") and entry.name != ".lock":
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            elif entry.is_symlink():
+                target = os.path.realpath(entry.path)
+                if not os.path.join(target, "").startswith(os.path.join(root, "")):
+                    raise InputError(
+                        f"{os.path.join(path, os.path.relpath(entry.path, root))}: is a link that "
+                        f"leads out of the folder, to {target}, which could be written to; remove "
+                        "the link, or choose another folder"
+                    )
+
+
 def lock_folder(path: StrPath, name: str = ".lock", shared: bool = False) -> IO[str]:
     """
     Keep a folder for this process and for those that inherit the lock.
@@ -207,8 +239,9 @@ def lock_folder(path: StrPath, name: str = ".lock", shared: bool = False) -> IO[
     Raises:
         InUseError: another process has the folder, other than the one that has started this
             process.
-        InputError: it cannot be written to.
+        InputError: it cannot be written to; or see :func:`check_links`.
     """
+    check_links(path)
     command = [os.path.basename(word) for word in sys.argv[:1]] + sys.argv[1:]
     what = textwrap.shorten(" ".join(command).replace("__main__.py", "oln-d2"), 60)
     since = time.strftime("%Y-%m-%d %H:%M")

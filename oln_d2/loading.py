@@ -53,7 +53,9 @@ def load(
 
 
 def _load(weights, config_file, device):
+    extra = "torch"
     if weights is None and config_file is None:
+        extra = "timm"  # its backbone is one of timm
         weights = shipped.find(".safetensors" if _on_cuda(device) else ".onnx")
     elif weights is None:
         weights = get_checkpoint_url(os.fspath(config_file))
@@ -74,7 +76,7 @@ def _load(weights, config_file, device):
         from oln_d2.propose.onnx import OnnxProposer
 
         return OnnxProposer(weights, "cpu" if device == "auto" else device)
-    with needs(weights, "torch"):
+    with needs(weights, extra):
         import torch
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda: PyTorch finds no CUDA device here; use cpu")

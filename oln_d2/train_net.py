@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from oln_d2.checks import InputError, interrupted, reason, require_detectron2
-from oln_d2.files import lock_folder, make_folder
+from oln_d2.files import check_links, lock_folder, make_folder
 from oln_d2.model_zoo import find_config_file, load_config
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def _check(args):
             "give a multiple, and SOLVER.BASE_LR in proportion"
         )
     make_folder(cfg.OUTPUT_DIR)
+    check_links(cfg.OUTPUT_DIR)
     return cfg
 
 

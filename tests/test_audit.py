@@ -531,7 +531,7 @@ def test_bad_input(tmp_path, capsys):
         assert main(["audit", *map(str, arguments), "--output", str(tmp_path / "out")]) == 2
         return capsys.readouterr().err
 
-    assert "images is missing; give the folder" in refused(GT)
+    assert "photos.json: the folder of its images is not given; name it (--images)" in refused(GT)
     assert "inside is 2.0" in refused(GT, "--images", PHOTOS, "--inside", 2)
     assert "seed is -1" in refused(GT, "--images", PHOTOS, "--seed", -1)
     assert "top_k is 0" in refused(GT, "--images", PHOTOS, "--top-k", 0)

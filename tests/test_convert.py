@@ -106,7 +106,7 @@ def test_file_as_mmdet_writes_it(zipped, public, tmp_path):
         "config": "model = dict(type='FasterRCNN')",
         "CLASSES": ("person", "car"),
         "hook_msgs": {"best": None},
-        "seed": np.int64(0) if torch.torch_version.TorchVersion(torch.__version__) >= (2, 6) else 0,
+        "seed": np.int64(0),
     }
     optimizer = {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.02}]}
     source, target = tmp_path / "public.pth", tmp_path / "ours.pth"

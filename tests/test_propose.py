@@ -232,7 +232,7 @@ def test_results_are_evaluated(weights, photos, tmp_path, capsys):
     assert "3 are not in" in told and "4.png" in told and "0 of them new" in told
     assert len(json.loads(before)) == len(json.loads((tmp_path / "out/results.json").read_text()))
     assert propose(photos / "4.png", *common) == 2
-    assert "has no image of these file names" in capsys.readouterr().err
+    assert "none of the 1 inputs (" in capsys.readouterr().err
     noise(50, 60).save(photos / "more/0.png")
     assert propose(*inputs, photos / "more/0.png", *common) == 2  # two images of one id
     error = capsys.readouterr().err

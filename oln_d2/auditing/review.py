@@ -33,10 +33,10 @@ from oln_d2.auditing.estimate import (
 from oln_d2.checks import FRACTION, POSITIVE_INT, SEED, InputError, Limit, check_limits, one_of
 from oln_d2.data.coco import check_coco, load_coco
 from oln_d2.data.images import open_annotated
-from oln_d2.data.lookup import find_images, image_size, some
+from oln_d2.data.lookup import find_images, image_name, image_size, some
 from oln_d2.evaluation.coco_results import join_detections, read_results
 from oln_d2.evaluation.ground_truth import GroundTruth
-from oln_d2.files import StrPath, check_output, make_folder, read_json, write_file
+from oln_d2.files import StrPath, check_links, check_output, make_folder, read_json, write_file
 from oln_d2.loading import load
 from oln_d2.pages.page import full_size, templates
 from oln_d2.propose import Proposer, propose_files
@@ -155,11 +155,12 @@ def audit(
         before = read_json(listed)
     images = images or before.get("images")
     if images is None:
-        raise InputError("images is missing; give the folder of the images (--images)")
+        raise InputError(f"{gt}: the folder of its images is not given; name it (--images)")
     settings = {"iou": IOU, "copies": COPIES, "inside": INSIDE, **before.get("settings", {})}
     given = {"iou": iou, "copies": copies, "inside": inside}
     settings.update({name: value for name, value in given.items() if value is not None})
     make_folder(output)
+    check_links(output)
     for name in ("candidates", "merged", "pseudo", "estimate", "less", *EXPORTS):
         check_output(os.path.join(output, f"{name}.json"), [gt, *merge])
     failures: list[str] = []
@@ -219,6 +220,9 @@ def audit(
     if len(accepted):
         judged = judged_sentence(accepted, found.ranks if learnt else None)
         summary = f"{judged} {summary}".strip()
+    if not original["annotations"]:
+        nothing = f"Nothing is annotated in {gt}, so all that is found is a candidate."
+        summary = f"{nothing} {summary}".strip()
     if hide:
         parts = {name: one._asdict() for name, one in measured.items()}
         write_file(os.path.join(output, "estimate.json"), json.dumps(parts, indent=1))
@@ -394,7 +398,9 @@ def _write_page(output, found, content, images, gt, about, failures):
     pictures = []
     for entry in wanted:
         try:
-            path = where.get(entry["id"], os.path.join(images, str(entry.get("file_name"))))
+            if entry["id"] not in where:
+                raise InputError(f"{image_name(entry)}: is not among the images in {images}")
+            path = where[entry["id"]]
             image, as_stored = open_annotated(path, image_size(entry), gt)
             stem = f"{FILES}/{len(pictures) + 1:06d}"
             file = full_size(image, None if as_stored else path, stem, output)

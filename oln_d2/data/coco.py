@@ -1,6 +1,5 @@
 """Reading and checking ground truth in COCO's JSON format."""
 
-import ast
 import logging
 import math
 import os
@@ -10,15 +9,16 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from pycocotools import mask as mask_utils
-
 from oln_d2.checks import InputError
 from oln_d2.data.lookup import find_images
+from oln_d2.data.rle import check_polygons, to_rle
 from oln_d2.data.splits import seen_names, split_category_ids
 from oln_d2.files import StrPath, read_json
 
 logger = logging.getLogger(__name__)
 
+# A side of an image in pixels; larger ones are mistakes, and make everything slow.
+MAX_IMAGE_SIDE = 10**6
 # Images with a shorter side than this are left out of training, as in the authors' code.
 MIN_IMAGE_SIDE = 32
 # The "source" of annotations that an audit added and nobody has looked at.
@@ -99,12 +99,22 @@ def check_coco(source: StrPath, content: Any) -> Content:
                         f"{source}: images[{index}]: {side} {value!r} is not a number of pixels; "
                         "write the image's size"
                     )
+            if (image.get(side) or 0) > MAX_IMAGE_SIDE:
+                raise InputError(
+                    f"{source}: images[{index}]: {side} {image[side]} is more than "
+                    f"{MAX_IMAGE_SIDE} pixels; write the image's size"
+                )
     categories = _with_ids(source, "categories", content["categories"])
     for index, category in enumerate(categories):
         if not isinstance(category.get("name"), str):
             raise InputError(
                 f"{source}: categories[{index}], with id {category['id']}, has no 'name' that is "
                 "a text; write one"
+            )
+        if not is_unicode(category["name"]):
+            raise InputError(
+                f"{source}: categories[{index}]: name {category['name']!r} holds half a character; "
+                "write it again as UTF-8"
             )
     image_ids = {image["id"] for image in images}
     category_ids = {category["id"] for category in categories}
@@ -115,6 +125,15 @@ def check_coco(source: StrPath, content: Any) -> Content:
             annotations[index] = _cleaned(where, annotation, image_ids, category_ids)
     lists = {"images": images, "annotations": annotations, "categories": categories}
     return Content({**content, **lists})
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text of a JSON file can be written: its escapes may be halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def to_int(value: Any) -> int | None:
@@ -169,7 +188,7 @@ def _is_clean(annotation: Any, image_ids: set[int], category_ids: set[int]) -> b
             and (crowd == 0 or crowd == 1)
             and width >= 0
             and height >= 0
-            and math.isfinite(x + y + width + height)
+            and math.isfinite(x * x + y * y + width * width + height * height)
         )
     except (TypeError, LookupError, ValueError, AttributeError, OverflowError):
         return False
@@ -194,7 +213,9 @@ def _cleaned(
         raise InputError(f"{where}: iscrowd {crowd!r} is neither 0 nor 1; write 1 for a crowd")
     box: Any = annotation.get("bbox")
     try:
-        fits = len(box) == 4 and all(map(math.isfinite, box)) and box[2] >= 0 and box[3] >= 0
+        # The squares: areas are finite, too.
+        finite = all(math.isfinite(side * side) for side in box)
+        fits = len(box) == 4 and finite and box[2] >= 0 and box[3] >= 0
     except (TypeError, LookupError, OverflowError):
         fits = False
     if not fits:
@@ -236,7 +257,7 @@ def load_images(
         for side in ("height", "width"):
             if not (pixels := image.get(side)):
                 where = f"{json_file}: images[{index}]"
-                raise InputError(f"{where}: {side} {pixels}; write the image's size")
+                raise InputError(f"{where}: {side} is {pixels}; write the image's size")
     paths = find_images(image_root, entries, json_file)
     for image in entries:
         image["file_name"] = os.path.relpath(paths[image["id"]], image_root)
@@ -291,38 +312,6 @@ def _select_for_training(
     return selected
 
 
-def to_rle(mask: Any, height: float, width: float) -> dict[str, Any]:
-    """
-    Args:
-        mask: a `segmentation` as COCO has it: polygons, or RLE with `counts` that are a list, text,
-            bytes, or, by mistake, the text of Python bytes, "b'...'", which is put right.
-        height, width: the image's, in pixels.
-
-    Returns:
-        compressed RLE.
-
-    Raises:
-        Exception: it is something else; pycocotools raises no narrower one.
-    """
-    if isinstance(mask, list):
-        return mask_utils.merge(mask_utils.frPyObjects(mask, int(height), int(width)))
-    size, counts = [int(side) for side in mask["size"]], mask["counts"]
-    if isinstance(counts, list):
-        if sum(counts) != size[0] * size[1]:
-            raise ValueError("the counts do not make up the image")
-        return mask_utils.frPyObjects({"size": size, "counts": counts}, *size)
-    if is_text_of_bytes(counts):
-        counts = ast.literal_eval(counts)
-    rle = {"size": size, "counts": counts}
-    mask_utils.area(rle)
-    return rle
-
-
-def is_text_of_bytes(counts: str | bytes) -> bool:
-    """Whether RLE went through `str(bytes)`; it never has quotes otherwise."""
-    return counts[:2] in ("b'", 'b"')
-
-
 def read_mask(
     annotation: dict[str, Any], image: dict[str, Any], source: StrPath
 ) -> list[list[float]] | dict[str, Any] | None:
@@ -346,9 +335,7 @@ def read_mask(
     size = [image["height"], image["width"]]
     try:
         if isinstance(mask, list):
-            # A sum is finite if all its terms are, and much quicker than a check of each.
-            if not all(math.isfinite(sum(polygon)) for polygon in mask):
-                raise ValueError("a coordinate is not finite")
+            check_polygons(mask, *size)
             return [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
         if list(mask["size"]) != size:
             raise ValueError(f"size {mask['size']} is not the image's {size}")

@@ -6,6 +6,7 @@ that models see.
 import contextlib
 import functools
 import io
+import math
 import os
 import re
 import stat
@@ -37,6 +38,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _BACK = {6: 8, 8: 6}
+_TOO_LARGE = "has more than {:.0f} million pixels; scale it down or cut it"
 # Chunks of a PNG that the pixels depend on, and the orientation; the others are text and colours.
 _PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT"}
 
@@ -157,10 +159,7 @@ def read_pages(path: StrPath, every: int = 1, only: int | None = None) -> Iterat
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such file") from None
     except Image.DecompressionBombError:
-        raise InputError(
-            f"{path}: has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels; "
-            "scale it down or cut it"
-        ) from None
+        raise InputError(f"{path}: {_TOO_LARGE.format(_most_pixels() / 1e6)}") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except UnidentifiedImageError:
@@ -168,6 +167,16 @@ def read_pages(path: StrPath, every: int = 1, only: int | None = None) -> Iterat
     except Exception as error:  # the readers of the formats raise all kinds
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path}: cannot be read as an image ({reason}); fetch it again") from None
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Raises InputError for a frame of a video that is larger than Pillow lets an image be."""
+    if width * height > _most_pixels():
+        raise InputError(_TOO_LARGE.format(_most_pixels() / 1e6))
+
+
+def _most_pixels() -> float:
+    return 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
 
 
 def _read_pages(file: Any, every: int, only: int | None) -> Iterator[Page]:
@@ -179,6 +188,11 @@ def _read_pages(file: Any, every: int, only: int | None) -> Iterator[Page]:
             if not _register_heif():
                 raise
             image = Image.open(file)
+        if image.format == "EPS":
+            raise InputError(
+                "is PostScript, a program that would have to be run to see what it draws; convert "
+                "it to PNG"
+            )
         numbers = [0] if only == 0 else _numbers(image)
     with image:
         for number in numbers if only is None else [only] if only in numbers else []:

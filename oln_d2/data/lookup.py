@@ -29,8 +29,9 @@ def find_images(
 
     Returns:
         by `id` the path of each image: that which `file_name` says, from `folder` on. What is not
-        there is looked for below the folder, see :func:`match_images`. The pages of a file and the
-        frames of a video ("scan.tif/000002.jpg") are there where the file is.
+        there, and what would be outside of the folder, is looked for below it, see
+        :func:`match_images`. The pages of a file and the frames of a video ("scan.tif/000002.jpg")
+        are there where the file is.
 
     Raises:
         InputError: no such folder, an entry that names no image, one that several files might be,
@@ -39,12 +40,15 @@ def find_images(
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder; the images of {source} are expected there")
     names = [_name(image, index, source) for index, image in enumerate(images)]
+    start = os.path.join(os.path.abspath(folder), "")
     # One listing per folder instead of a look-up per image: quick on network file systems too.
     listings: dict[str, set[str]] = {}
     found: dict[int, str] = {}  # by index
     for index, name in enumerate(names):
         for way in name, os.path.join(*_parts(name)[0], ""):
-            path = os.path.join(folder, way.rstrip(os.sep))
+            path = os.path.normpath(os.path.join(folder, way))
+            if not os.path.abspath(path).startswith(start):
+                continue  # a file from elsewhere has no say in what is read here
             own, file = os.path.split(path)
             if own not in listings:
                 listings[own] = set(os.listdir(own)) if os.path.isdir(own) else set()
@@ -54,7 +58,7 @@ def find_images(
     _check_different(found, names, source)
     missing = [index for index in range(len(images)) if index not in found]
     if missing:
-        start, taken = os.path.abspath(folder), set(map(os.path.abspath, found.values()))
+        taken = set(map(os.path.abspath, found.values()))
         below = (path for path in _images_below(start) if path not in taken)
         matched = _match({index: names[index] for index in missing}, below, source)
         for index, path in matched.items():
@@ -64,7 +68,8 @@ def find_images(
         raise InputError(
             f"{folder}: {len(missing)} of {len(images)} images of {source} are missing, the "
             f"first: {', '.join(names[index] for index in missing[:NAMED])}; give the folder that "
-            "these names start from, or fetch the images or remove the entries"
+            "these names start from and that holds them all, or fetch the images or remove the "
+            "entries"
         )
     return {images[index]["id"]: path for index, path in sorted(found.items())}
 
@@ -144,7 +149,18 @@ def image_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
 def _name(image: Mapping[str, Any], index: int, source: StrPath) -> str:
     name = image_name(image)
     if not name:
-        raise InputError(f"{source}: images[{index}] has no 'file_name'")
+        raise InputError(
+            f"{source}: images[{index}] has no 'file_name' that is a text; write its name"
+        )
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        name = "\0"
+    if "\0" in name:
+        raise InputError(
+            f"{source}: images[{index}]: file_name {image_name(image)!r} is no name that a file "
+            "can have; write its name"
+        )
     return name
 
 

@@ -17,7 +17,7 @@ from detectron2.data.detection_utils import build_augmentation
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from oln_d2.checks import InputError
-from oln_d2.data.coco import to_rle
+from oln_d2.data.rle import to_rle
 from oln_d2.standalone.data import mix_seed
 
 

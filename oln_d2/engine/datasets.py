@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import detectron2.utils.comm as comm
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
@@ -18,6 +19,7 @@ from oln_d2.data.coco import PSEUDO, load_coco, load_images, read_mask
 from oln_d2.data.splits import seen_names, split_category_ids
 from oln_d2.data.vocabularies import LVIS_TO_COCO
 from oln_d2.files import StrPath
+from oln_d2.pickles import load_plain, not_plain
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +135,87 @@ def select_masks(records: list[dict[str, Any]], mask_format: str) -> list[dict[s
     return kept
 
 
+def proposal_files(cfg: CfgNode, part: str) -> dict[str, str]:
+    """
+    The files of precomputed proposals by data set, for `part` "TRAIN" or "TEST"; none without
+    MODEL.LOAD_PROPOSALS. Raises InputError where there is not one for each data set.
+    """
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return {}
+    names, files = cfg.DATASETS[part], cfg.DATASETS[f"PROPOSAL_FILES_{part}"]
+    if len(names) != len(files):
+        raise InputError(
+            f"DATASETS.PROPOSAL_FILES_{part} names {len(files)} files for the {len(names)} data "
+            f"sets of DATASETS.{part}; give one for each, or set MODEL.LOAD_PROPOSALS False"
+        )
+    return dict(zip(names, files))
+
+
+def add_proposals(records: list[dict[str, Any]], path: str) -> None:
+    """
+    Give images their precomputed proposals as Detectron2 does, but without executing code that the
+    file may hold.
+
+    Args:
+        records: Detectron2's standard dataset dicts; changed in place.
+        path: a pickle of a dict as `propose --format detectron2` writes it: of images the `ids`,
+            the `boxes`, (D, 4) each, and the `objectness_logits`, (D,); and `bbox_mode`, 0 for XYXY
+            and 1 for XYWH, in absolute pixels.
+
+    Raises:
+        InputError: the file cannot be read, holds something else, or lacks an image.
+    """
+    remedy = "`oln-d2 propose --format detectron2` writes such a file"
+    try:
+        with PathManager.open(path, "rb") as file:
+            found = load_plain(file)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
+    except Exception as error:  # a damaged file makes all kinds
+        more = f"Where it was made, write it with nothing but arrays and plain values: {remedy}"
+        raise not_plain(path, error, more) from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds no dict of proposals; {remedy}")
+    parts = []
+    # Detectron's files have the other names.
+    for name, other in ("ids", "indexes"), ("boxes", "boxes"), ("objectness_logits", "scores"):
+        part = found.get(name, found.get(other))
+        if not isinstance(part, (list, tuple, np.ndarray)):
+            raise InputError(f"{path}: has no list {name!r} of the images; {remedy}")
+        parts.append(part)
+    numbers = list(map(len, parts))
+    if len(set(numbers)) > 1:
+        raise InputError(
+            f"{path}: has {numbers[0]} ids, {numbers[1]} boxes and {numbers[2]} objectness_logits, "
+            f"which have to be one of each for an image; {remedy}"
+        )
+    mode = found.get("bbox_mode", 0)
+    if mode not in (0, 1):
+        raise InputError(f"{path}: bbox_mode is {mode!r}, neither 0, XYXY, nor 1, XYWH; {remedy}")
+    places = {str(image): place for place, image in enumerate(parts[0])}
+    for record in records:
+        place = places.get(str(record["image_id"]))
+        if place is None:
+            raise InputError(
+                f"{path}: has no proposals for {record['file_name']}, image {record['image_id']}; "
+                "propose with --gt and the annotations of the data set, so that each has an entry"
+            )
+        try:
+            boxes = np.asarray(parts[1][place], np.float32).reshape(-1, 4)
+            logits = np.asarray(parts[2][place], np.float32).reshape(len(boxes))
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{path}: entry {place}: boxes and objectness_logits are not of the shapes (D, 4) "
+                f"and (D,); {remedy}"
+            ) from None
+        if not (np.isfinite(boxes).all() and np.isfinite(logits).all()):
+            raise InputError(f"{path}: entry {place}: a box or a logit is not finite; {remedy}")
+        order = logits.argsort()[::-1]
+        record["proposal_boxes"] = boxes[order]
+        record["proposal_objectness_logits"] = logits[order]
+        record["proposal_bbox_mode"] = BoxMode(mode)
+
+
 def check_training_sets(cfg: CfgNode) -> None:
     """
     Check that the data sets of DATASETS.TRAIN, which are registered, go together, as far as their
@@ -163,6 +246,7 @@ def check_training_sets(cfg: CfgNode) -> None:
             f"DATASETS.TRAIN_WEIGHTS does not go with DATALOADER.SAMPLER_TRAIN "
             f"{cfg.DATALOADER.SAMPLER_TRAIN}; leave out one of them"
         )
+    proposal_files(cfg, "TRAIN")
     _check_categories(cfg, [name for name in names if _classes(name)])
 
 
@@ -237,19 +321,19 @@ def load_training_sets(
         masks only for MODEL.MASK_ON; and what draws from them by DATASETS.TRAIN_WEIGHTS, if given.
 
     Raises:
-        InputError: see :func:`select_masks`; also for data sets whose classes are known only once
-            they are read, as those of Detectron2's `register_coco_instances`, see
-            :func:`check_training_sets`.
+        InputError: see :func:`select_masks` and :func:`add_proposals`; also for data sets whose
+            classes are known only once they are read, as those of Detectron2's
+            `register_coco_instances`, see :func:`check_training_sets`.
     """
     names, weights = cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS
-    files = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else [None] * len(names)
+    files = proposal_files(cfg, "TRAIN")
     late, parts = not all(map(_classes, names)), []
-    for name, file in zip(names, files, strict=True):
+    for name in names:
         records = get_detection_dataset_dicts(
-            name,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            proposal_files=[file] if file else None,
+            name, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
+        if name in files:
+            add_proposals(records, files[name])
         if cfg.MODEL.MASK_ON:
             records = select_masks(records, cfg.INPUT.MASK_FORMAT)
         else:  # the mapper would drop them; not to be kept in memory
@@ -272,6 +356,18 @@ def load_training_sets(
         factors = [torch.full((len(p),), s * total / len(p)) for p, s in zip(parts, shares)]
         sampler = RepeatFactorTrainingSampler(torch.cat(factors), seed=cfg.SEED)
     return [record for part in parts for record in part], sampler
+
+
+def load_test_set(cfg: CfgNode, name: str) -> list[dict[str, Any]]:
+    """
+    The records of a data set of DATASETS.TEST, Detectron2's standard dataset dicts, with their
+    precomputed proposals for MODEL.LOAD_PROPOSALS. Raises InputError, see :func:`add_proposals`.
+    """
+    records = get_detection_dataset_dicts(name, filter_empty=False)
+    files = proposal_files(cfg, "TEST")
+    if name in files:
+        add_proposals(records, files[name])
+    return records
 
 
 def _plain(name):

@@ -25,6 +25,7 @@ from detectron2.data import (
 from detectron2.engine import AMPTrainer, DefaultTrainer, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.modeling.poolers import ROIPooler
+from PIL import EpsImagePlugin
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
@@ -40,6 +41,7 @@ from oln_d2.engine.batches import (
 )
 from oln_d2.engine.datasets import (
     check_training_sets,
+    load_test_set,
     load_training_sets,
     register_own,
 )
@@ -287,6 +289,7 @@ class NamingMapper:
         Raises:
             BrokenImageError: the image is missing, broken or not as large as the record says.
         """
+        EpsImagePlugin.gs_binary = False  # Detectron2's reader, too, runs no PostScript
         try:
             return self.mapper(record)
         except Exception as error:  # the readers of the formats raise all kinds
@@ -414,7 +417,7 @@ class Trainer(DefaultTrainer):
         evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         if comm.get_local_rank() == 0:
             for name in cfg.DATASETS.TEST:
-                DatasetCatalog.get(name)
+                load_test_set(cfg, name) if cfg.MODEL.LOAD_PROPOSALS else DatasetCatalog.get(name)
         return evaluators
 
     @classmethod
@@ -518,4 +521,6 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         mapper = NamingMapper(DatasetMapper(cfg, is_train=False))
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return build_detection_test_loader(
+            load_test_set(cfg, dataset_name), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+        )

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from oln_d2.boxes import to_xyxy
 from oln_d2.checks import InputError
-from oln_d2.data.coco import is_text_of_bytes, to_rle
+from oln_d2.data.rle import is_text_of_bytes, to_rle, wrong_rle
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.files import StrPath, open_json, write_whole
 from oln_d2.results import Proposals, coco_entries
@@ -184,9 +184,9 @@ class _Decoder:
         if self._plain:
             try:
                 entries: list[Any] = self._decode(text)
-                if not (
-                    self.masks and any(is_text_of_bytes(e.segmentation["counts"]) for e in entries)
-                ):
+                masks = [entry.segmentation for entry in entries] if self.masks else []
+                of_bytes = any(is_text_of_bytes(mask["counts"]) for mask in masks)
+                if not of_bytes and wrong_rle(masks) is None:
                     return entries
             except msgspec.ValidationError:
                 pass

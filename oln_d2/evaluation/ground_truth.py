@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as mask_utils
 
 from oln_d2.checks import InputError
-from oln_d2.data.coco import check_coco, load_coco, to_int, to_rle
+from oln_d2.data.coco import check_coco, load_coco, to_int
 from oln_d2.data.lookup import image_name
+from oln_d2.data.rle import to_rle
 from oln_d2.data.splits import split_category_ids
 from oln_d2.files import StrPath
 
@@ -97,7 +98,7 @@ class GroundTruth:
                     area = mask_utils.area(mask)
                 except Exception:  # no mask, or none that can be used
                     area = annotation["bbox"][2] * annotation["bbox"][3]
-            elif not isinstance(area, (int, float)) or not 0 <= area < np.inf:
+            elif not isinstance(area, (int, float)) or not 0 <= area < 1e150:
                 raise InputError(
                     f"{self.source}: annotations[{index}]: area {area!r} is not a finite number "
                     ">= 0; write the area in pixels, or leave it out and that of the mask or the "

@@ -15,6 +15,7 @@ Metrics are percent, on COCO val2017, unseen objects, protocol xclass.
 
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,10 +130,15 @@ def load_config(config_file: StrPath, opts: Sequence[Any] = ()) -> "CfgNode":
     cfg = get_cfg()
     add_oln_config(cfg)
     try:
-        cfg.merge_from_file(path)
+        cfg.merge_from_file(path, allow_unsafe=False)
         cfg.merge_from_list(list(opts))
     except Exception as error:  # YAML and its readers raise all kinds
         reason = " ".join(str(error).split())
+        if code := re.search(r"for the tag '\S*?(python/\S*)'", reason):
+            raise InputError(
+                f"{path}: holds code, !!{code[1]}, which is not executed; write the value itself "
+                "there, as the config.yaml in the output folder of a training has it"
+            ) from None
         raise InputError(f"{path}, or a KEY VALUE pair: {reason}") from None
     return cfg
 

@@ -38,7 +38,7 @@ from oln_d2.pages.figures import COLORS, write_figures
 from oln_d2.pages.page import Item, write_page
 
 MOST_FILES = 20  # neither colours nor eyes distinguish more
-MOST_PIXELS = 10_000  # a side of the blank ground in place of an image
+MOST_PIXELS = 10_000**2  # of the blank ground in place of an image
 PICTURE_K = 30  # boxes of an image that are shown at first, and by which images are sorted
 
 
@@ -329,18 +329,29 @@ def _items(comparison, gt, best, entries, paths):
     for row in comparison.images:
         index = int(gt.index_images([row.id])[0])
         objects = Objects.of(gt, index)
-        sides = np.nan_to_num(gt.image_sizes[index]), objects.boxes.max(0)[3:1:-1]
-        height, width = map(int, np.ceil(np.maximum(*sides)).clip(1, MOST_PIXELS))
-        image = Image.new("RGB", (width, height), "#555")
+        image: Image.Image | None = None
         if paths is not None:
             try:
                 if row.id not in paths:
                     raise InputError(f"{row.file_name}: is not among the images")
                 size = image_size(entries[row.id])
                 image, as_stored = open_annotated(paths[row.id], size, gt.source)
+                height, width = image.height, image.width
                 image = image if as_stored else paths[row.id]
             except InputError as error:
                 comparison.failures.append(str(error))
+        if image is None:
+            sides = gt.image_sizes[index]
+            sides = objects.boxes.max(0)[3:1:-1] if np.isnan(sides).any() else sides
+            height, width = np.ceil(sides).clip(1).tolist()
+            if height * width > MOST_PIXELS:
+                comparison.failures.append(
+                    f"{row.file_name}: is {width:.0f} x {height:.0f} px in {gt.source}, too large "
+                    "to be shown without its photograph"
+                )
+                continue
+            height, width = int(height), int(width)
+            image = Image.new("RGB", (width, height), "#555")
         found = []
         for each in comparison.rows:
             detections = best[each.name]

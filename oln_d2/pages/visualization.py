@@ -86,8 +86,10 @@ def visualize(
         progress = tqdm(wanted, desc="drawing", unit="image", disable=None)
         for i, entry in zip(chosen, progress, strict=True):
             name = names.get(entry["id"]) or image_name(entry)
-            path = where.get(entry["id"], os.path.join(images, name))
             try:
+                if entry["id"] not in where:
+                    raise InputError(f"{name}: is not among the images in {images}")
+                path = where[entry["id"]]
                 image, as_stored = open_annotated(path, image_size(entry), gt)
             except InputError as error:
                 pictures.failures.append(str(error))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from oln_d2.checks import InputError, needs
-from oln_d2.data.images import PHOTOS, Page, read_pages
+from oln_d2.data.images import PHOTOS, Page, check_pixels, read_pages
 from oln_d2.data.lookup import some, walk
 from oln_d2.files import StrPath
 
@@ -240,15 +240,19 @@ def read_frames(
                 raise ValueError("it has sound only")
             stream = video.streams.video[0]
             stream.thread_type = "AUTO"
+            check_pixels(stream.width, stream.height)
             number = -1
             for number, frame in enumerate(video.decode(stream)):
                 if number % every == 0:
+                    check_pixels(frame.width, frame.height)
                     image = frame.to_image()
                     if frame.rotation:  # counterclockwise, as Pillow's
                         image = image.rotate(frame.rotation, expand=True)
                     yield _frame(source, Page(number, image, None), sizes, gt)
             if number + 1 < 0.9 * stream.frames:  # a header may be a little wrong, or say 0
                 raise ValueError(f"it ends after {number + 1} of {stream.frames} frames")
+    except InputError as error:
+        yield Frame(source.name, InputError(f"{source.path}: {error}"))
     except (av.FFmpegError, ValueError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         reason = f"{source.path}: cannot be read as a video ({reason}); fetch it again"

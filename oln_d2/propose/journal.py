@@ -145,7 +145,10 @@ class Journal:
     def _compare(self, known, path):
         for name, value in self.settings.items():
             if known.get(name) != value:
-                what = "of another model" if name == "model" else f"with {name} {known.get(name)}"
+                what = {
+                    "model": "of another model",
+                    "root": f"for images in {known.get(name)}, not in {value},",
+                }.get(name, f"with {name} {known.get(name)}")
                 raise InputError(
                     f"{path}: proposals {what} are in this folder; choose another --output, or "
                     "remove it"

@@ -73,8 +73,13 @@ class OnnxProposer(Proposer):
                 f"{path}: does not say how images are to be resized; give a file that "
                 "`oln-d2 export` wrote"
             )
-        settings = json.loads(settings)
-        form = settings.get("format", 1)
+        try:
+            settings = dict(json.loads(settings))
+            form = int(settings.get("format", 1))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(
+                f"{path}: what it says of itself cannot be read ({error}); export it again"
+            ) from None
         if form > FORMAT:
             raise InputError(
                 f"{path}: was written by a later version, in its format {form}, and this one reads "
@@ -83,11 +88,22 @@ class OnnxProposer(Proposer):
         self.path, self.form = path, form
         if limits:
             self._require_limits(*limits)
+        names = INPUTS[1:] if form > 1 else ()
+        numbers = [settings.get(n) for n in ("min_size", "max_size", "max_detections", *names)]
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        if not (
+            all(isinstance(value, (int, float)) and value >= 1 for value in numbers)
+            and {graph.name for graph in inputs} == {INPUTS[0], *names}
+            and {graph.name for graph in outputs} >= set(OUTPUTS)
+        ):
+            raise InputError(
+                f"{path}: its graph or its settings are not those that `oln-d2 export` writes; "
+                "export it again"
+            )
         self.identity = " ".join([file_digest(path), *(f"{k}={v}" for k, v in limits.items())])
         settings |= limits
         self.min_size, self.max_size = settings["min_size"], settings["max_size"]
         self.max_detections = settings["max_detections"]
-        names = INPUTS[1:] if form > 1 else ()
         self.limits = {name: np.array(settings[name], np.int64) for name in names}
 
     def _require_limits(self, *names):

@@ -225,8 +225,9 @@ class _Known:
         self.unknown = [source.path for source in sources if source not in kept]
         if not kept:
             raise InputError(
-                f"{gt}: has no image of these file names: {some(self.unknown)}; give the file of "
-                "these images"
+                f"none of the {len(self.unknown)} inputs ({some(self.unknown)}) is an image of "
+                f"{gt} ({some(self.absent)}); give the folder of its images, or the annotations of "
+                "these"
             )
 
 

@@ -276,9 +276,13 @@ def load_detector(path: StrPath, config: dict[str, Any] | None = None) -> nn.Mod
         )
     try:
         model = build_detector(**config)
-    except InputError as error:  # of a later version of this package
+    except ImportError:
+        raise
+    except Exception as error:  # of a later version of this package; or somebody has changed them
+        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{path}: has settings that are not known here ({error}); update oln_d2"
+            f"{path}: has settings that are not known here ({reason}); update oln_d2, or fetch the "
+            "file again"
         ) from None
     load_parameters(model, content["model"], path)
     return model.eval()

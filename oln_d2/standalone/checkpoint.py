@@ -3,10 +3,8 @@ Checkpoints that both runtimes read. On disk parameters have Detectron2's names,
 wrote them; each ignores what else the other one keeps in the file.
 """
 
-import contextlib
 import json
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Iterable
@@ -19,6 +17,7 @@ from torch import nn
 
 from oln_d2.checks import InputError, needs
 from oln_d2.files import StrPath, write_whole
+from oln_d2.pickles import NUMPY, load_plain, not_plain
 from oln_d2.standalone.names import detectron2_name, is_public
 
 # Of other versions of Detectron2 or of other norms; no parameters.
@@ -65,7 +64,9 @@ def read_checkpoint(path: StrPath) -> dict[str, Any]:
             than tensors and plain values, or values that are not finite.
     """
     content = _read(os.path.expanduser(path), path)
-    if not isinstance(content, dict):
+    if isinstance(content, dict):
+        content = dict(content)
+    else:
         raise InputError(
             f"{path}: holds a {type(content).__name__}, not a checkpoint (a dict of tensors)"
         )
@@ -87,6 +88,9 @@ def read_checkpoint(path: StrPath) -> dict[str, Any]:
                 "is damaged; take an earlier checkpoint, or fetch it again"
             )
     rest = {} if home is None else {key: value for key, value in content.items() if key != home}
+    config = rest.pop("config", None)
+    if isinstance(config, dict) and all(isinstance(name, str) for name in config):
+        rest["config"] = {n: value for n, value in config.items() if n != "weights_backbone"}
     return {**rest, "model": parameters}
 
 
@@ -115,19 +119,16 @@ def _read(file, path):
     try:
         if not zipped and not head.startswith(_LEGACY):
             with open(file, "rb") as f:
-                return _PlainUnpickler(f, encoding="latin1").load()
-        with _numpy_scalars_allowed():
+                return load_plain(f)
+        # numpy's scalars are plain values, too; mmdet may keep the seed as one.
+        with torch.serialization.safe_globals([(made, name) for name, made in NUMPY.items()]):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes all kinds
-        held = re.search(r"(?:GLOBAL|class) ([\w.]*\w)", str(error))  # after much else
-        if held is None:
-            raise InputError(
-                f"{path}: is damaged or not complete; fetch or write it again"
-            ) from None
-        raise InputError(
-            f"{path}: holds {held[1]}; pickled code is not executed. Where it was made, write it "
-            "again with nothing but tensors: torch.save(model.state_dict(), FILE)"
-        ) from None
+        remedy = (
+            "Where it was made, write it again with nothing but tensors: "
+            "torch.save(model.state_dict(), FILE)"
+        )
+        raise not_plain(path, error, remedy) from None
 
 
 def _read_safetensors(file, path):
@@ -165,32 +166,10 @@ def _check_archive(file, path):
         raise InputError(f"{path}: is a zip archive; unpack it and give the checkpoint in it")
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Makes plain values and arrays of numpy, whose functions have these names in any version."""
-
-    _NUMPY = {
-        made.__name__: made
-        for made in (
-            np.ndarray,
-            np.dtype,
-            np.int64(0).__reduce__()[0],
-            np.zeros(1).__reduce_ex__(2)[0],
-            np.zeros(1).__reduce_ex__(5)[0],
-        )
-    }
-
-    def find_class(self, module, name):
-        if module.partition(".")[0] == "numpy" and name in self._NUMPY:
-            return self._NUMPY[name]
-        if (module, name) in (("collections", "OrderedDict"), ("_codecs", "encode")):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
-
-
 def _tensors(found):
     """Its tensors and arrays of numbers, the latter as tensors, without a wrapper's prefix."""
     parameters = {}
-    for name, value in found.items():
+    for name, value in dict(found).items():  # a pickle may replace the methods of an OrderedDict
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
             value = torch.from_numpy(value)
         if isinstance(value, torch.Tensor):
@@ -200,23 +179,6 @@ def _tensors(found):
         if own and all(name.startswith(prefix) for name in own):
             parameters = {name[len(prefix) :]: value for name, value in own.items()}
     return parameters
-
-
-def _numpy_scalars_allowed():
-    """
-    numpy's scalars are plain values, too; mmdet may keep the seed as one. PyTorch older than 2.6
-    has no way to allow them under the names of both numpy 1 and numpy 2, and refuses such files.
-    """
-    if torch.torch_version.TorchVersion(torch.__version__) < (2, 6):
-        return contextlib.nullcontext()
-    scalar = np.int64(0).__reduce__()[0]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    dtypes = {
-        type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
-    }
-    return torch.serialization.safe_globals(
-        [*((scalar, name) for name in names), np.dtype, *dtypes]
-    )
 
 
 def load_checkpoint(model: nn.Module, path: StrPath) -> None:
