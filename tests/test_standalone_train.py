@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import ROOT, make_coco
 from PIL import Image
-from torchvision.models.detection.image_list import ImageList
+from test_standalone import watch_first_stage
 from torchvision.ops import box_iou
 
 from oln_d2.checks import InputError
@@ -624,18 +624,15 @@ def test_what_one_set_lacks_is_no_negative_in_the_other(coco, tmp_path):
     ious = {}
     for negatives in (False, True):
         model = build_detector(**{**content["config"], "objectness_negatives": negatives})
-        levels = []
-
-        def keep(module, inputs, output, levels=levels):
-            levels.append(output)
-
-        model.rpn.head.cls_logits.register_forward_hook(keep)
+        first, of_image = watch_first_stage(model), []
+        model.rpn.anchor_generator.register_forward_hook(
+            lambda *call, kept=of_image: kept.append(call[2][0])
+        )
         losses = training_losses(model.train(), [pixels], [target])
-        grads = torch.autograd.grad(sum(losses.values()), levels, allow_unused=True)
-        learns = [torch.zeros_like(x) if g is None else g for x, g in zip(levels, grads)]
-        learns = torch.cat([level.flatten() for level in learns]) != 0
-        images = ImageList(pixels[None], [tuple(pixels.shape[1:])])
-        anchors = model.rpn.anchor_generator(images, levels)[0]
+        anchor, logits, _ = first
+        (grad,) = torch.autograd.grad(sum(losses.values()), [logits])
+        learns = anchor[grad[:, 0] != 0]
+        (anchors,) = of_image
         ious[negatives] = box_iou(anchors[learns], target["boxes"]).amax(dim=1)
     assert len(ious[False]) and ious[False].min() >= 0.3  # the anchors that learn
     assert ious[True].min() < 0.1

@@ -210,6 +210,42 @@ class StandaloneRPNHead(RPNHead):
         with torch.autocast(hidden[0].device.type, enabled=False):
             return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
 
+    def at(self, features, image, anchor):
+        """
+        The predictions at some locations, from the 3 x 3 features around each. Equal to those of
+        :meth:`forward`, but for rounding: where the losses need few of them, a gradient through
+        all would take most of the head's time.
+
+        Args:
+            features (list[Tensor]): of each level, (N, C, Hi, Wi).
+            image, anchor (Tensor): S indices of images and of their anchors.
+
+        Returns:
+            logits, (S,), and distances, (S, 4).
+        """
+        conv = self.conv[0][0]
+        hidden, order, first = [], [], 0
+        steps = torch.arange(3, device=anchor.device)
+        for level in features:
+            height, width = level.shape[-2:]
+            here = ((anchor >= first) & (anchor < first + height * width)).nonzero().squeeze(1)
+            cell = anchor[here] - first
+            y = (cell // width)[:, None, None] + steps[:, None]
+            x = (cell % width)[:, None, None] + steps
+            padded = F.pad(level, (1, 1, 1, 1)).permute(0, 2, 3, 1)
+            hidden.append(padded[image[here][:, None, None], y, x].flatten(1))
+            order.append(here)
+            first += height * width
+        weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
+        hidden = F.relu(F.linear(torch.cat(hidden), weight, conv.bias))
+        hidden = hidden[torch.cat(order).argsort()]
+        hidden = self.feature_norm * F.normalize(hidden.float(), dim=1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return tuple(
+                F.linear(hidden, layer.weight.flatten(1), layer.bias)
+                for layer in (self.cls_logits, self.bbox_pred)
+            )
+
 
 class StandaloneRPN(detection.rpn.RegionProposalNetwork):
     """
@@ -242,7 +278,9 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
             dict[str, Tensor]: the losses `loss_rpn_obj` and `loss_rpn_loc`; {} in inference.
         """
         features = list(features.values())
-        logits, ltrb = self.head(features)
+        # In training all predictions choose proposals, and the gradient comes by a few of them.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):
+            logits, ltrb = self.head(features)
         anchors = self.anchor_generator(images, features)[0]
         counts = [level[0].numel() for level in logits]
         logits = torch.cat([level.flatten(1) for level in logits], dim=1)
@@ -250,10 +288,17 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
 
         losses = {}
         if self.training:
-            sampled = self._label_and_sample(anchors, targets, images.image_sizes)
-            labels, gt_boxes, weights = sampled
+            labels, gt_boxes, weights = self._label_and_sample(anchors, targets, images.image_sizes)
+            sampled = ((labels[0] == 1) | (labels[1] >= 0)).nonzero(as_tuple=True)
+            at_logits, at_ltrb = self.head.at(features, *sampled)
             loss_score, loss_boxes, _ = rpn_losses(
-                anchors, logits, ltrb, labels, gt_boxes, negatives=self.negatives, weights=weights
+                anchors,
+                logits.index_put(sampled, at_logits[:, 0]),
+                ltrb.index_put(sampled, at_ltrb),
+                labels,
+                gt_boxes,
+                negatives=self.negatives,
+                weights=weights,
             )
             losses = {"loss_rpn_obj": loss_score, "loss_rpn_loc": BOX_LOSS_WEIGHT * loss_boxes}
         boxes = decode_ltrb(anchors, ltrb.detach().float())
