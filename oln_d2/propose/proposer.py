@@ -22,6 +22,8 @@ from oln_d2.propose.inputs import find_sources, read_frames
 from oln_d2.propose.tiles import Tile, make_tiles, merge
 from oln_d2.results import Proposals
 
+WAITING = 4  # batches of images that wait for others of their size
+
 
 class Photo(NamedTuple):
     """An image to propose on."""
@@ -206,6 +208,34 @@ class Proposer(ABC):
         if self.min_size is None:
             return image.height, image.width
         return resized_shape(image.height, image.width, self.min_size, self.max_size)
+
+
+class Batches:
+    """
+    Makes batches of images that come in any order of sizes: those that are not full wait.
+
+    Args:
+        proposer: whose `input_shape` the images of a batch share.
+        batch_size: how many images a batch has at most.
+    """
+
+    def __init__(self, proposer: Proposer, batch_size: int):
+        self._proposer, self._batch_size = proposer, batch_size
+        self._waiting: dict[tuple[int, int], list[tuple[Any, ...]]] = {}
+
+    def add(self, photo: Photo, *more: Any) -> Iterator[list[tuple[Any, ...]]]:
+        """Yields the batch, each image with what came with it, that is full or has to go."""
+        shape = self._proposer.input_shape(photo.image)
+        self._waiting.setdefault(shape, []).append((photo, *more))
+        if len(self._waiting[shape]) == self._batch_size:
+            yield self._waiting.pop(shape)
+        elif sum(map(len, self._waiting.values())) >= WAITING * self._batch_size:
+            yield self._waiting.pop(max(self._waiting, key=lambda s: len(self._waiting[s])))
+
+    def rest(self) -> Iterator[list[tuple[Any, ...]]]:
+        """Yields the batches that wait."""
+        while self._waiting:
+            yield self._waiting.pop(next(iter(self._waiting)))
 
 
 def check_selection(

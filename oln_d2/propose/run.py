@@ -19,11 +19,10 @@ from oln_d2.files import InUseError, StrPath, check_output, lock_folder, make_fo
 from oln_d2.pages import Item, write_page
 from oln_d2.propose.inputs import find_sources, read_frames
 from oln_d2.propose.journal import Journal, Stamp
-from oln_d2.propose.proposer import Photo, Proposer, check_selection
+from oln_d2.propose.proposer import Batches, Photo, Proposer, check_selection
 from oln_d2.propose.shards import Shard
 from oln_d2.propose.writers import FILES, WRITERS, Target, label_name
 
-WAITING = 4  # batches of images that wait for others of their size
 ON_A_SHEET = 60
 
 
@@ -242,11 +241,11 @@ class _Run:
 
     def __init__(self, proposer, journal, output, selection, batch_size, every, known):
         self.proposer, self.journal, self.output = proposer, journal, output
-        self.selection, self.batch_size, self.every = selection, batch_size, every
+        self.selection, self.every = selection, every
         self.known = known  # a _Known; None without ground truth
         self.new = 0
-        # By the size that the model sees: photos, their files' stamps, whether they are as stored.
-        self.waiting = {}
+        # Photos, their files' stamps, whether they are as stored.
+        self.batches = Batches(proposer, batch_size)
 
     def go_through(self, sources, what="proposing"):
         self.done, self.failures = {}, []
@@ -255,7 +254,7 @@ class _Run:
                 self.progress.total = len(sources)
             for source in sources:
                 self._propose(source)
-            self._finish_all()
+            self._finish(self.batches.rest())
 
     def names(self):
         """Of all that is done, in the order of the sources."""
@@ -290,30 +289,22 @@ class _Run:
             if self._has(name, stamp):
                 self.progress.update()
                 continue
-            shape = self.proposer.input_shape(image)
-            self.waiting.setdefault(shape, []).append((Photo(image, name), stamp, as_stored))
-            if len(self.waiting[shape]) == self.batch_size:
-                self._finish(shape)
-            elif sum(map(len, self.waiting.values())) >= WAITING * self.batch_size:
-                self._finish(max(self.waiting, key=lambda shape: len(self.waiting[shape])))
+            self._finish(self.batches.add(Photo(image, name), stamp, as_stored))
         if self.known is None and own != [source.name] and not broken:
-            self._finish_all()
+            self._finish(self.batches.rest())
             self.journal.add(source.name, stamp, {"frames": own})
 
-    def _finish_all(self):
-        for shape in list(self.waiting):
-            self._finish(shape)
-
-    def _finish(self, shape):
-        photos, *more = zip(*self.waiting.pop(shape), strict=True)
-        for found, stamp, as_stored in zip(
-            self.proposer.propose(list(photos), *self.selection), *more, strict=True
-        ):
-            # It would show the image as it was before.
-            Path(_picture(self.output, found.name)).unlink(missing_ok=True)
-            self.journal.add_proposals(stamp, found, as_stored)
-        self.progress.update(len(photos))
-        self.new += len(photos)
+    def _finish(self, batches):
+        for batch in batches:
+            photos, *more = zip(*batch, strict=True)
+            for found, stamp, as_stored in zip(
+                self.proposer.propose(list(photos), *self.selection), *more, strict=True
+            ):
+                # It would show the image as it was before.
+                Path(_picture(self.output, found.name)).unlink(missing_ok=True)
+                self.journal.add_proposals(stamp, found, as_stored)
+            self.progress.update(len(photos))
+            self.new += len(photos)
 
 
 def _items(run):
