@@ -22,6 +22,8 @@ from oln_d2.propose.inputs import find_sources, read_frames
 from oln_d2.propose.tiles import Tile, make_tiles, merge
 from oln_d2.results import Proposals
 
+WAITING = 4  # batches of images that wait for others of their size
+
 
 class Photo(NamedTuple):
     """An image as the model sees it."""
@@ -242,6 +244,33 @@ class Proposer(ABC):
         if self.min_size is None:
             return height, width
         return resized_shape(height, width, self.min_size, self.max_size)
+
+
+class Batches:
+    """
+    Makes batches of images that come in any order of sizes: those that are not full wait.
+
+    Args:
+        batch_size: how many images a batch, of one shape, has at most.
+    """
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._waiting: dict[tuple[int, int], list[tuple[Any, ...]]] = {}
+
+    def add(self, photo: Photo, *more: Any) -> Iterator[list[tuple[Any, ...]]]:
+        """Yields the batch, each image with what came with it, that is full or has to go."""
+        waiting = self._waiting.setdefault(photo.shape, [])
+        waiting.append((photo, *more))
+        if len(waiting) == self._batch_size:
+            yield self._waiting.pop(photo.shape)
+        elif sum(map(len, self._waiting.values())) >= WAITING * self._batch_size:
+            yield self._waiting.pop(max(self._waiting, key=lambda s: len(self._waiting[s])))
+
+    def rest(self) -> Iterator[list[tuple[Any, ...]]]:
+        """Yields the batches that wait."""
+        while self._waiting:
+            yield self._waiting.pop(next(iter(self._waiting)))
 
 
 def check_selection(

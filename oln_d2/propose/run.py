@@ -20,11 +20,10 @@ from oln_d2.pages import Item, write_page
 from oln_d2.propose.ahead import ahead
 from oln_d2.propose.inputs import Frame, find_sources, read_frames
 from oln_d2.propose.journal import Journal, Stamp
-from oln_d2.propose.proposer import Proposer, check_selection
+from oln_d2.propose.proposer import WAITING, Batches, Proposer, check_selection
 from oln_d2.propose.shards import Shard
 from oln_d2.propose.writers import FILES, WRITERS, Target, label_name
 
-WAITING = 4  # batches of images that wait for others of their size
 ON_A_SHEET = 60
 
 
@@ -244,12 +243,13 @@ class _Run:
 
     def __init__(self, proposer, journal, output, selection, batch_size, every, known):
         self.proposer, self.journal, self.output = proposer, journal, output
-        self.selection, self.batch_size, self.every = selection, batch_size, every
+        self.selection, self.every = selection, every
         self.known = known  # a _Known; None without ground truth
         self.new = 0
         self.broken = False  # the source that is read, in part or as a whole
-        # By the size that the model sees: photos, their files' stamps, whether they are as stored.
-        self.waiting = {}
+        self.batch_size = batch_size
+        # Photos, their files' stamps, whether they are as stored.
+        self.batches = Batches(batch_size)
 
     def go_through(self, sources, what="proposing"):
         self.done, self.failures = {}, []
@@ -260,7 +260,7 @@ class _Run:
             with ahead(self._read(sources), WAITING * self.batch_size) as read:
                 for source, stamp, frame in read:
                     self._take(source, stamp, frame)
-            self._finish_all()
+            self._finish(self.batches.rest())
 
     def names(self):
         """Of all that is done, in the order of the sources."""
@@ -306,7 +306,7 @@ class _Run:
         if frame is None:
             frames = self.journal.frames(source.name, stamp)
             if self.known is None and own not in ([source.name], frames) and not self.broken:
-                self._finish_all()
+                self._finish(self.batches.rest())
                 self.journal.add(source.name, stamp, {"frames": own})
             self.broken = False
             return
@@ -320,26 +320,19 @@ class _Run:
         if photo is None:
             self.progress.update()
             return
-        self.waiting.setdefault(photo.shape, []).append((photo, stamp, as_stored))
-        if len(self.waiting[photo.shape]) == self.batch_size:
-            self._finish(photo.shape)
-        elif sum(map(len, self.waiting.values())) >= WAITING * self.batch_size:
-            self._finish(max(self.waiting, key=lambda shape: len(self.waiting[shape])))
+        self._finish(self.batches.add(photo, stamp, as_stored))
 
-    def _finish_all(self):
-        for shape in list(self.waiting):
-            self._finish(shape)
-
-    def _finish(self, shape):
-        photos, *more = zip(*self.waiting.pop(shape), strict=True)
-        for found, stamp, as_stored in zip(
-            self.proposer.propose(list(photos), *self.selection), *more, strict=True
-        ):
-            # It would show the image as it was before.
-            Path(_picture(self.output, found.name)).unlink(missing_ok=True)
-            self.journal.add_proposals(stamp, found, as_stored)
-        self.progress.update(len(photos))
-        self.new += len(photos)
+    def _finish(self, batches):
+        for batch in batches:
+            photos, *more = zip(*batch, strict=True)
+            for found, stamp, as_stored in zip(
+                self.proposer.propose(list(photos), *self.selection), *more, strict=True
+            ):
+                # It would show the image as it was before.
+                Path(_picture(self.output, found.name)).unlink(missing_ok=True)
+                self.journal.add_proposals(stamp, found, as_stored)
+            self.progress.update(len(photos))
+            self.new += len(photos)
 
 
 def _items(run):
