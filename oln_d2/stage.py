@@ -107,12 +107,13 @@ class BatchProposer:
 
     def _propose(self, cells: Iterable[Any]) -> list[tuple[list[list[float]], list[float], str]]:
         """What is new in each row."""
+        proposer = self._proposer  # here, where what is wrong with it is not taken for a row's
         rows: list[Any] = []
 
         def finish(batches):
             for batch in batches:
                 photos, numbers = zip(*batch, strict=True)
-                found = self._proposer.propose(list(photos), *self._selection)
+                found = proposer.propose(list(photos), *self._selection)
                 for number, each in zip(numbers, found, strict=True):
                     rows[number] = each.boxes.tolist(), each.scores.tolist(), ""
 
@@ -120,7 +121,7 @@ class BatchProposer:
         for number, cell in enumerate(cells):
             rows.append(None)
             try:
-                photo = self._proposer.prepare(self._read(cell))
+                photo = proposer.prepare(self._read(cell))
             except InputError as error:
                 rows[number] = [], [], str(error)
                 continue

@@ -119,6 +119,7 @@ def test_what_cannot_be_used(stage):
         oln_d2.BatchProposer("missing.onnx")({"image": [b""]})
 
 
+@pytest.mark.heavy
 def test_tables(stage, images, expected):
     """Columns of Arrow tables must have one type in every batch, also where no row has boxes."""
     pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra `ray`)")
@@ -130,6 +131,7 @@ def test_tables(stage, images, expected):
     assert pa.concat_tables([whole, without, empty]).num_rows == len(images) + 2
 
 
+@pytest.mark.heavy
 def test_frames(stage, images, expected):
     """As Spark's mapInPandas takes it, by the lines in docs/propose.md."""
     pd = pytest.importorskip("pandas", reason="pandas is not installed (extra `ray`)")
