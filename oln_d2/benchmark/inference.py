@@ -15,7 +15,7 @@ def benchmark_infer(
     recipes: tuple[str, str] | None = None,
     *,
     photos: StrPath | None = None,
-    proposals: Sequence[int] = (1000, 500, 300),
+    proposals: Sequence[int] = (1000, 700, 500),
     repeats: int = 5,
     device: str = "cpu",
     seed: int = 0,

@@ -88,7 +88,7 @@ def benchmark_onnx(
     *,
     split: str = "voc",
     other: StrPath | None = None,
-    proposals: Sequence[int] = (500, 300),
+    proposals: Sequence[int] = (700, 500),
     threads: Sequence[int] = (1, 2),
     repeats: int = 5,
 ) -> None:

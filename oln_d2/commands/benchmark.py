@@ -71,9 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--proposals",
         type=int,
         nargs="+",
-        default=[1000, 500, 300],
+        default=[1000, 700, 500],
         metavar="N",
-        help="how many of the best go through the second stage (default 1000 500 300)",
+        help="how many of the best go through the second stage (default 1000 700 500)",
     )
     parser.set_defaults(benchmark=_infer)
     parser = what.add_parser(
@@ -95,9 +95,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--proposals",
         type=int,
         nargs="*",
-        default=[500, 300],
+        default=[700, 500],
         metavar="N",
-        help="also with the N best proposals only (default 500 300)",
+        help="also with the N best proposals only (default 700 500)",
     )
     parser.add_argument(
         "--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="default 1 2"
