@@ -6,7 +6,8 @@ The trained model that the package ships. Beside this file lie, under one name w
     NAME.json: what it is: "sha256" of the others by their endings, "likely_score" and
         "copy_factor" (see `Proposer`), and how the model was trained and measured
 
-docs/model_card.md says what it finds, MODEL_LICENSES.md where it comes from.
+docs/model_card.md says what it finds, MODEL_LICENSES.md where it comes from. Others, of the model
+zoo, lie in `weights/` of the repository, and not in the installed package.
 """
 
 from functools import cache
@@ -33,7 +34,7 @@ def card(name: str = SHIPPED) -> dict[str, Any]:
 
 def card_of(digest: str) -> dict[str, Any] | None:
     """The card of the weights whose file has this SHA-256, wherever it lies; None for others."""
-    for path in sorted(PACKAGE.glob("*.json")):
+    for path in sorted([*PACKAGE.glob("*.json"), *_repository().glob("*.json")]):
         content = read_json(path)
         if digest in content.get("sha256", {}).values():
             return content
@@ -60,10 +61,24 @@ def find(ending: str, name: str = SHIPPED) -> str:
 
 
 def _path(name, ending):
-    path = PACKAGE / f"{name}{ending}"
+    file = f"{name}{ending}"
+    if name == SHIPPED:
+        path = PACKAGE / file
+        if not path.is_file():
+            raise _damaged(path, "is missing")
+        return path
+    path = _repository() / file
     if not path.is_file():
-        raise _damaged(path, "is missing")
+        raise InputError(
+            f"{path}: is not there; these weights lie in weights/ of the repository of oln-d2, not "
+            "in the installed package: install from a clone (pip install -e .)"
+        )
     return path
+
+
+def _repository():
+    """The folder of more weights in a clone of the repository."""
+    return PACKAGE.parents[1] / "weights"
 
 
 def _damaged(path, what):
