@@ -6,8 +6,7 @@ The trained model that the package ships. Beside this file lie, under one name w
     NAME.json: what it is: "sha256" of the others by their endings, "likely_score" and
         "copy_factor" (see `Proposer`), and how the model was trained and measured
 
-docs/model_card.md says what it finds, MODEL_LICENSES.md where it comes from. Others, of the model
-zoo, lie in `weights/` of the repository, and not in the installed package.
+docs/model_card.md says what it finds, MODEL_LICENSES.md where it comes from.
 """
 
 from functools import cache
@@ -34,7 +33,7 @@ def card(name: str = SHIPPED) -> dict[str, Any]:
 
 def card_of(digest: str) -> dict[str, Any] | None:
     """The card of the weights whose file has this SHA-256, wherever it lies; None for others."""
-    for path in sorted([*PACKAGE.glob("*.json"), *_repository().glob("*.json")]):
+    for path in sorted(PACKAGE.glob("*.json")):
         content = read_json(path)
         if digest in content.get("sha256", {}).values():
             return content
@@ -61,24 +60,10 @@ def find(ending: str, name: str = SHIPPED) -> str:
 
 
 def _path(name, ending):
-    file = f"{name}{ending}"
-    if name == SHIPPED:
-        path = PACKAGE / file
-        if not path.is_file():
-            raise _damaged(path, "is missing")
-        return path
-    path = _repository() / file
+    path = PACKAGE / f"{name}{ending}"
     if not path.is_file():
-        raise InputError(
-            f"{path}: is not there; these weights lie in weights/ of the repository of oln-d2, not "
-            "in the installed package: install from a clone (pip install -e .)"
-        )
+        raise _damaged(path, "is missing")
     return path
-
-
-def _repository():
-    """The folder of more weights in a clone of the repository."""
-    return PACKAGE.parents[1] / "weights"
 
 
 def _damaged(path, what):
