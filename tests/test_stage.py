@@ -70,7 +70,7 @@ def rows(batch):
 
 @pytest.mark.parametrize("kind", ["lists", "arrays"])
 def test_rows_have_the_boxes_of_their_image(stage, images, expected, kind):
-    """Rows of any sizes must get what the model finds in their image, and a sentence if none can."""
+    """Rows must get what the model finds in their image, of any size, or a sentence."""
     batch = {"jpg": images, "key": list(range(len(images)))}
     if kind == "arrays":
         batch = {"jpg": np.array(images, object), "key": np.arange(len(images))}
@@ -120,7 +120,7 @@ def test_what_cannot_be_used(stage):
 
 
 def test_tables(stage, images, expected):
-    """Columns of Arrow tables must have the same type in every batch, also where no row has boxes."""
+    """Columns of Arrow tables must have the same type in every batch, also without boxes."""
     pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra `ray`)")
     whole = stage(pa.table({"jpg": pa.array(images, pa.binary()), "key": range(len(images))}))
     same(whole.to_pylist(), expected)
