@@ -19,7 +19,7 @@ from oln_d2.data.images import open_annotated
 from oln_d2.data.lookup import find_images, image_name, image_size
 from oln_d2.data.splits import SPLITS
 from oln_d2.drawing import Objects
-from oln_d2.evaluation.coco_results import Detections, read_results
+from oln_d2.evaluation.coco_results import Detections
 from oln_d2.evaluation.comparison import (
     KS,
     MIN_IMAGES,
@@ -142,13 +142,14 @@ def compare(
     if not 1 <= len(results) <= MOST_FILES:
         raise InputError(f"{len(results)} results files are given; compare 1 to {MOST_FILES}")
     content = load_coco(gt)
-    truth = GroundTruth(content, seen, gt)
+    truth = GroundTruth(content, seen, gt, keep=False)
     if truth.crowd.all():
         raise InputError(f"{gt}: holds no object to be found, so nothing can be compared")
     entries = {image["id"]: image for image in content["images"]}
     paths = None
     if images is not None:
         paths = find_images(images, content["images"], gt, all_of_them=False)
+    del content  # large
     make_folder(output)
     with lock_folder(output):
         group = "all" if (truth.seen | truth.crowd).all() else "unseen"
@@ -163,14 +164,14 @@ def compare(
         for name, sources in named.items():
             for source in sources if isinstance(sources, list) else [sources]:
                 try:
-                    if not isinstance(source, Detections):
-                        source = read_results(source, truth, masks=iou_type == "mask")
-                    one = measure_detector(name, truth, source, draws, group, protocol, iou_type)
+                    one, shown = measure_detector(
+                        name, truth, source, draws, group, protocol, iou_type, best=PICTURE_K
+                    )
                 except InputError as error:
                     failures.append(str(error))
                     continue
                 runs.setdefault(name, []).append(one)
-                best.setdefault(name, _best(truth, source))
+                best.setdefault(name, shown)
         if not runs:
             raise InputError(failures[-1])
         detectors = [average(own) for own in runs.values()]
@@ -314,14 +315,6 @@ def _most_different(gt, detectors, group, k, entries, number):
         )
         for i in order[objects[order] > 0][:number]
     ]
-
-
-def _best(gt, detections):
-    """The best detections of each image, ascending by its id: all that pictures need."""
-    image = gt.index_images(detections.image_ids)
-    order = np.lexsort((-detections.scores, image))
-    starts = np.searchsorted(image[order], np.arange(len(gt.image_ids)))
-    return detections.select(order[np.arange(len(order)) - starts[image[order]] < PICTURE_K])
 
 
 def _items(comparison, gt, best, entries, paths):
