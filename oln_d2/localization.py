@@ -13,13 +13,15 @@ left, top, right and bottom side of a box; left and right divided by the anchor'
 bottom by its height. A *quality* is a number in [0, 1]: how well a box fits an object.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou, clip_boxes_to_image
+
+from oln_d2.checks import list_losses
 
 # Floor of the union in an IoU and of the denominators of a centerness: they keep the quotients, and
 # their gradients, finite for boxes without area.
@@ -208,17 +210,22 @@ def has_area(boxes: Tensor, min_side: float = 0.0) -> Tensor:
     return (boxes[:, 2:] - boxes[:, :2] > min_side).all(dim=1)
 
 
-def check_finite(boxes: Tensor, logits: Tensor, diverged: str) -> None:
+def check_finite(
+    boxes: Tensor, logits: Tensor, losses: Mapping[str, Tensor], diverged: str
+) -> None:
     """
     Args:
         boxes, logits: any shapes; predictions in training.
+        losses: of them, by name, for the message.
         diverged: the end of the message.
 
     Raises:
-        FloatingPointError: one of them is NaN or infinite.
+        FloatingPointError: a prediction is NaN or infinite.
     """
     if not (boxes.isfinite().all() & logits.isfinite().all()):
-        raise FloatingPointError(f"The RPN predicts NaN or infinite boxes or scores: {diverged}")
+        raise FloatingPointError(
+            f"the RPN predicts NaN or infinite boxes or scores ({list_losses(losses)}): {diverged}"
+        )
 
 
 def select_proposals(

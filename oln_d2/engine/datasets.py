@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -192,19 +193,29 @@ def load_training_sets(
         masks only for MODEL.MASK_ON; and what draws from them by DATASETS.TRAIN_WEIGHTS, if given.
 
     Raises:
-        InputError: see :func:`select_masks`; also for data sets whose classes are known only once
-            they are read, as those of Detectron2's `register_coco_instances`, see
-            :func:`check_training_sets`.
+        InputError: a data set without an object; see :func:`select_masks`; also for data sets whose
+            classes are known only once they are read, as those of Detectron2's
+            `register_coco_instances`, see :func:`check_training_sets`.
     """
     names, weights = cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS
     files = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else [None] * len(names)
     late, parts = not all(map(_classes, names)), []
     for name, file in zip(names, files, strict=True):
-        records = get_detection_dataset_dicts(
-            name,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            proposal_files=[file] if file else None,
-        )
+        try:
+            records = get_detection_dataset_dicts(
+                name,
+                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                proposal_files=[file] if file else None,
+            )
+        except AssertionError as error:
+            if not re.search("is empty|No valid data", str(error)):
+                raise
+            records = []
+        if not any(not a.get("iscrowd") for r in records for a in r.get("annotations", ())):
+            raise InputError(
+                f"DATASETS.TRAIN: {name} holds no object to train on (crowds do not count); choose "
+                "another data set, or other seen categories"
+            )
         if cfg.MODEL.MASK_ON:
             records = select_masks(records, cfg.INPUT.MASK_FORMAT)
         else:  # the mapper would drop them; not to be kept in memory

@@ -329,7 +329,12 @@ class OLNRPN(RPN):
         features: dict[str, Tensor],
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """See :meth:`RPN.forward`. In training it also logs the recall of the proposals."""
+        """
+        See :meth:`RPN.forward`. In training it also logs the recall of the proposals.
+
+        Raises:
+            FloatingPointError: NaN or infinite predictions in training.
+        """
         features = [features[f] for f in self.in_features]
         anchors = self.anchor_generator(features)
         objectness, deltas, *classes = self.rpn_head(features)
@@ -342,6 +347,7 @@ class OLNRPN(RPN):
         if self.training:
             gt_labels, gt_boxes = self.label_and_sample_anchors(anchors, gt_instances)
             losses = self.losses(anchors, objectness, gt_labels, deltas, gt_boxes, *classes)
+            check_finite(cat(deltas, dim=1), cat(objectness, dim=1), losses, DIVERGED)
         proposals = self.predict_proposals(anchors, objectness, deltas, images.image_sizes)
         if self.training:
             _log_recall(proposals, gt_instances)
@@ -364,9 +370,6 @@ class OLNRPN(RPN):
             N, each with `proposal_boxes`, clipped to the image, those without area dropped, and
             `objectness_logits`, descending. The best of each level are taken, with NMS those that
             it leaves, then the best of all levels.
-
-        Raises:
-            FloatingPointError: NaN or infinite predictions in training.
         """
         boxes, logits, levels = [], [], []
         decoded = self._decode_proposals(anchors, pred_anchor_deltas)
@@ -377,8 +380,6 @@ class OLNRPN(RPN):
             logits.append(logits_i)
             levels.append(torch.full_like(indices[0], i))
         boxes, logits, levels = cat(boxes, dim=1), cat(logits, dim=1).float(), cat(levels)
-        if self.training:
-            check_finite(boxes, logits, DIVERGED)
         nms = partial(batched_nms, iou_threshold=self.nms_thresh)
         proposals = []
         for boxes_i, logits_i, image_size in zip(boxes, logits, image_sizes):

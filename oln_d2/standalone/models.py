@@ -256,6 +256,8 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
             losses = {"loss_rpn_obj": loss_score, "loss_rpn_loc": BOX_LOSS_WEIGHT * loss_boxes}
         boxes = decode_ltrb(anchors, ltrb.detach().float())
         logits = logits.detach().float()
+        if self.training:
+            check_finite(boxes, logits, losses, DIVERGED)
         return self.filter_proposals(boxes, logits, images.image_sizes, counts), losses
 
     def _label_and_sample(self, anchors, targets, image_sizes):
@@ -270,8 +272,6 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
 
     def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
         """The proposals of :meth:`forward`, of boxes (N, R, 4), not clipped, and logits (N, R)."""
-        if self.training:
-            check_finite(proposals, objectness, DIVERGED)
         device = proposals.device
         levels = [torch.full((n,), i, device=device) for i, n in enumerate(num_anchors_per_level)]
         levels = torch.cat(levels)
