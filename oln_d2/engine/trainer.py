@@ -184,7 +184,9 @@ class SafeCheckpointer(DetectionCheckpointer):
         if not self.save_to_disk:
             return
         if not all(value.isfinite().all() for value in self.model.state_dict().values()):
-            raise FloatingPointError(f"Weights are NaN or infinite, {name} is not saved: {DIVERGED}")
+            raise FloatingPointError(
+                f"Weights are NaN or infinite, {name} is not saved: {DIVERGED}"
+            )
         content = {key: value.state_dict() for key, value in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info(f"Saving checkpoint to {path}")

@@ -14,7 +14,6 @@ from detectron2.modeling.proposal_generator import (
     RPN_HEAD_REGISTRY,
 )
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
-from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.memory import retry_if_cuda_oom
@@ -234,13 +233,10 @@ class OLNRPN(RPN):
             boxes of the assigned objects, (2, R, 4), undefined where the label is not 1.
         """
         anchors = Boxes.cat(anchors)
-        samples = [
-            (limits, partial(subsample_labels, num_samples=n, positive_fraction=share, bg_label=0))
-            for limits, n, share in (
-                (self.box_iou_thresholds, self.batch_size_per_image, self.positive_fraction),
-                (self.objectness_iou_thresholds, self.objectness_batch_size_per_image, 1.0),
-            )
-        ]
+        samples = (
+            (self.box_iou_thresholds, self.batch_size_per_image, self.positive_fraction),
+            (self.objectness_iou_thresholds, self.objectness_batch_size_per_image, 1.0),
+        )
         gt_labels, matched_gt_boxes = [], []
         for instances in gt_instances:
             inside = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)

@@ -222,10 +222,10 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
         super().__init__(*args, **kwargs)
         self.negatives = negatives
         limits = self.proposal_matcher.low_threshold, self.proposal_matcher.high_threshold
-        score_sampler = type(self.fg_bg_sampler)(SCORE_BATCH_SIZE, 1.0)
+        sampler = self.fg_bg_sampler
         self.samples = (
-            (limits, partial(_sample, self.fg_bg_sampler)),
-            (SCORE_IOU_THRESHOLDS, partial(_sample, score_sampler)),
+            (limits, sampler.batch_size_per_image, sampler.positive_fraction),
+            (SCORE_IOU_THRESHOLDS, SCORE_BATCH_SIZE, 1.0),
         )
 
     def forward(self, images, features, targets=None):
@@ -297,12 +297,6 @@ def _nms_by_level(boxes, logits, levels, iou_threshold):
         index = (levels == level).nonzero().squeeze(1)
         keep.append(index[nms(boxes[index], logits[index], iou_threshold)])
     return torch.cat(keep).sort().values
-
-
-def _sample(sampler, labels):
-    """Positives and negatives that a sampler of torchvision picks of an image, as bools."""
-    (positive,), (negative,) = sampler([labels])
-    return positive.bool(), negative.bool()
 
 
 class RoIAlign(nn.Module):
@@ -590,11 +584,13 @@ def prepare(model: nn.Module, pixels: Sequence[Tensor]) -> ImageList:
         model: made by :func:`build_detector`.
         pixels: N images, each (3, H', W'), uint8, RGB; moved to the model's device.
     """
-    transform, first = model.transform, next(model.parameters())
-    tensors = [
-        GeneralizedRCNNTransform.normalize(transform, image.to(first.device).float())
-        for image in pixels
-    ]
+    transform, device = model.transform, next(model.parameters()).device
+    # Once a batch: each makes a GPU wait.
+    mean, std = (
+        torch.tensor(values, device=device)[:, None, None]
+        for values in (transform.image_mean, transform.image_std)
+    )
+    tensors = [(image.to(device).float() - mean) / std for image in pixels]
     batch = transform.batch_images(tensors, transform.size_divisible)
     return ImageList(batch, [(image.shape[1], image.shape[2]) for image in pixels])
 
