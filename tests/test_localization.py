@@ -15,8 +15,8 @@ from oln_d2.localization import (
     fuse_scores,
     iou_loss,
     label_and_sample,
-    sample_labels,
     quality_loss,
+    sample_labels,
     select_proposals,
 )
 

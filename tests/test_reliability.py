@@ -4,14 +4,13 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import NEEDS_DETECTRON2, ROOT, make_coco
 from test_propose import noise
-from test_standalone_train import CONFIG, run
+from test_standalone_train import run
 from test_train_net import run as train_net
 
 from oln_d2.checks import InputError
