@@ -3,7 +3,8 @@
 import contextlib
 import errno
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -126,6 +127,12 @@ def reason(error: BaseException, processes: str, memory: str, diverged: str = ""
         return text if diverged in text else f"{first.rstrip('.!')}: {diverged}"
     if "DataLoader worker" in text or "shared memory" in text or "with signal" in text:
         return f"a process has ended ({first}); most often (shared) memory is short: {processes}"
+    # Of gloo, where a connection breaks, and of NCCL and PyTorch.
+    if "gloo" in text or re.fullmatch("Dist[A-Z][a-z]+Error", type(error).__name__):
+        return (
+            f"another process has ended or cannot be reached ({first}); its own message says why, "
+            "and checkpoints are good to go on from: --resume"
+        )
     # PyTorch's own for a GPU, and what it says of a CPU.
     short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if short or "DefaultCPUAllocator" in text:
@@ -135,6 +142,11 @@ def reason(error: BaseException, processes: str, memory: str, diverged: str = ""
             return f"{error.filename}: {error.strerror}"
         return f"{first}; make room where the output goes" if is_full(error) else first
     return None
+
+
+def list_losses(losses: Mapping[str, Any]) -> str:
+    """The names and values of losses, numbers or tensors of one, as errors tell them."""
+    return ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
 
 
 def is_full(error: OSError) -> bool:

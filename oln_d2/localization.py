@@ -13,13 +13,15 @@ left, top, right and bottom side of a box; left and right divided by the anchor'
 bottom by its height. A *quality* is a number in [0, 1]: how well a box fits an object.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou, clip_boxes_to_image
+
+from oln_d2.checks import list_losses
 
 # Floor of the union in an IoU and of the denominators of a centerness: they keep the quotients, and
 # their gradients, finite for boxes without area.
@@ -153,8 +155,9 @@ def assign_anchors(iou: Tensor, negative_iou: float, positive_iou: float) -> tup
     if num_gt == 0 or num_anchors == 0:
         return torch.zeros(num_anchors, dtype=torch.int64, device=iou.device), labels
     highest, matches = iou.max(dim=0)
-    labels[highest >= negative_iou] = -1
-    labels[highest >= positive_iou] = 1
+    # Not `labels[...] = -1`, which would make a GPU wait.
+    labels.masked_fill_(highest >= negative_iou, -1)
+    labels.masked_fill_(highest >= positive_iou, 1)
 
     best = iou.max(dim=1, keepdim=True).values
     is_best = (iou == best) & (best >= LOW_QUALITY_MIN_IOU)
@@ -162,8 +165,30 @@ def assign_anchors(iou: Tensor, negative_iou: float, positive_iou: float) -> tup
     order = torch.arange(1, num_gt + 1, device=iou.device)[:, None]
     last = (is_best * order).amax(dim=0)
     matches = torch.where(last > 0, last - 1, matches)
-    labels[last > 0] = 1
+    labels.masked_fill_(last > 0, 1)
     return matches, labels
+
+
+def sample_labels(labels: Tensor, number: int, positive_share: float) -> tuple[Tensor, Tensor]:
+    """
+    Pick anchors at random: positives, at most their share, and negatives to fill the sample.
+
+    Args:
+        labels: shape (R,), see :func:`assign_anchors`.
+        number: how many are picked, if there are so many.
+        positive_share: in [0, 1].
+
+    Returns:
+        indices of the positives and of the negatives.
+    """
+    positive, negative = ((labels == label).nonzero().squeeze(1) for label in (1, 0))
+    num_pos = min(int(number * positive_share), len(positive))
+    counts = num_pos, number - num_pos
+    positive, negative = (
+        index[torch.randperm(len(index), device=index.device)[:count]]
+        for index, count in zip((positive, negative), counts)
+    )
+    return positive, negative
 
 
 @torch.no_grad()
@@ -171,7 +196,7 @@ def label_and_sample(
     anchors: Tensor,
     inside: Tensor,
     gt_boxes: Tensor,
-    samples: Sequence[tuple[tuple[float, float], Callable[[Tensor], tuple[Tensor, Tensor]]]],
+    samples: Sequence[tuple[tuple[float, float], int, float]],
     retry: Callable[[Callable], Callable[..., Any]] = lambda function: function,
     gt_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -183,9 +208,8 @@ def label_and_sample(
         inside: shape (K,), indices of the anchors that are assigned: an object's best anchor is its
             best one among these.
         gt_boxes: shape (G, 4).
-        samples: for each of S losses the limits of :func:`assign_anchors` and a sampler: it takes
-            labels, shape (K,), and returns the positives and the negatives that it picks, as
-            indices or bools.
+        samples: for each of S losses the limits of :func:`assign_anchors`, and `number` and
+            `positive_share` of :func:`sample_labels`.
         retry: wraps the functions that need much memory; what it makes of them may leave their
             results on the CPU.
         gt_weights: shape (G,), how much each object counts; None: all count 1.
@@ -198,9 +222,9 @@ def label_and_sample(
     boxes = anchors.new_zeros(*labels.shape, 4)
     weights = None if gt_weights is None else anchors.new_ones(labels.shape)
     iou = retry(box_iou)(gt_boxes, anchors[inside])
-    for i, (limits, sampler) in enumerate(samples):
+    for i, (limits, *sample) in enumerate(samples):
         matches, assigned = (x.to(inside.device) for x in retry(assign_anchors)(iou, *limits))
-        positive, negative = sampler(assigned)
+        positive, negative = sample_labels(assigned, *sample)
         labels[i].index_fill_(0, inside[positive], 1)
         labels[i].index_fill_(0, inside[negative], 0)
         boxes[i, inside[positive]] = gt_boxes[matches[positive]]
@@ -214,17 +238,23 @@ def has_area(boxes: Tensor, min_side: float = 0.0) -> Tensor:
     return (boxes[:, 2:] - boxes[:, :2] > min_side).all(dim=1)
 
 
-def check_finite(boxes: Tensor, logits: Tensor, diverged: str) -> None:
+def check_finite(
+    boxes: Tensor, logits: Tensor, losses: Mapping[str, Tensor], diverged: str
+) -> None:
     """
     Args:
         boxes, logits: any shapes; predictions in training.
+        losses: of them, by name, for the message.
         diverged: the end of the message.
 
     Raises:
-        FloatingPointError: one of them is NaN or infinite.
+        FloatingPointError: a prediction is NaN or infinite.
     """
     if not (boxes.isfinite().all() & logits.isfinite().all()):
-        raise FloatingPointError(f"The RPN predicts NaN or infinite boxes or scores: {diverged}")
+        told = list_losses({name: loss.detach() for name, loss in losses.items()})
+        raise FloatingPointError(
+            f"the RPN predicts NaN or infinite boxes or scores ({told}): {diverged}"
+        )
 
 
 def select_proposals(

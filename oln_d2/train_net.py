@@ -7,6 +7,7 @@ Train or evaluate OLN and its reference detectors.
 
 import argparse
 import contextlib
+import datetime
 import logging
 import multiprocessing
 import sys
@@ -18,6 +19,9 @@ from oln_d2.model_zoo import find_config_file, load_config
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
+
+# That processes wait for each other: as long as one of them scores a large data set for all.
+TIMEOUT = datetime.timedelta(hours=2)
 
 
 def setup(args: argparse.Namespace) -> "CfgNode":
@@ -145,6 +149,7 @@ def run() -> None:
                 machine_rank=args.machine_rank,
                 dist_url=args.dist_url,
                 args=(args, messages),
+                timeout=TIMEOUT,
             )
     except (KeyboardInterrupt, Exception) as error:
         if interrupted(error):

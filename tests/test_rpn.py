@@ -206,12 +206,24 @@ def test_rpn_nms_is_a_setting_of_its_own_in_training_and_test(training):
 
 def test_non_finite_predictions():
     """In training they must stop the run with advice; in test the other boxes must survive."""
+    from detectron2.structures import ImageList
+    from detectron2.utils.events import EventStorage
+
     case = Case("rpn_rand_small")
     with torch.no_grad():
         case.logits[0, 3] = float("nan")
         case.ltrb[0, 5] = float("inf")
-    with pytest.raises(FloatingPointError, match="BASE_LR"):
-        case.rpn.predict_proposals(case.anchors, *case.predictions, case.sizes)
+    features = {
+        f"p{i + 2}": torch.randn(1, 16, *size)
+        for i, size in enumerate(case.golden["fmap_sizes"].tolist())
+    }
+    images, head = ImageList(torch.zeros(1, 3, 256, 288), case.sizes), case.rpn.rpn_head
+    for parameter in (head.objectness_logits.bias, head.anchor_deltas.bias):
+        torch.nn.init.constant_(parameter, float("nan"))
+        told = "loss_rpn_obj .*, loss_rpn_loc .*BASE_LR"
+        with EventStorage(), pytest.raises(FloatingPointError, match=told):
+            case.rpn(images, features, case.gt)
+        torch.nn.init.zeros_(parameter)
     case.rpn.eval()
     (proposals,) = case.rpn.predict_proposals(case.anchors, *case.predictions, case.sizes)
     assert len(proposals) > 1000

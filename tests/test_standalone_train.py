@@ -858,11 +858,15 @@ def command(*args, **kwargs):
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-@pytest.mark.parametrize("launcher", [TORCHRUN, []], ids=["torchrun", "devices"])
-def test_two_processes(coco, tmp_path, launcher):
+@pytest.mark.parametrize(
+    "launcher, number",
+    [(TORCHRUN, 2), ([], 2), pytest.param([], 3, marks=pytest.mark.heavy)],
+    ids=["torchrun", "devices", "three"],
+)
+def test_several_processes(coco, tmp_path, launcher, number):
     """
-    `torchrun` and `--devices 2` must train one model on shares of each batch, evaluate every image
-    once, and refuse to go on from different iterations.
+    `torchrun` and `--devices` must train one model on shares of each batch, find in the evaluation
+    what one process finds, and refuse to go on from different iterations.
     """
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
     output = tmp_path / "out"
@@ -874,15 +878,27 @@ def test_two_processes(coco, tmp_path, launcher):
         coco / "coco/val2017",
     ]
     args = [*launcher, tmp_path / "two.py", *options(coco, output, *validation)]
-    args += [] if launcher else ["--devices", "2"]
+    args += [] if launcher else ["--devices", number, "--batch-size", number]
     result = command(*args)
     assert result.returncode == 0, result.stderr
-    assert "2 iterations of 2" in result.stdout and result.stdout.count("Protocol xclass") == 1
+    assert f"{4 - number} iterations of {number}" in result.stdout
+    assert result.stdout.count("Protocol xclass") == 1
     detections = json.loads((output / "coco_instances_results.json").read_text())
     assert {d["image_id"] for d in detections} == {1, 2, 3, 4, 5}
-    assert (output / "model_final.pth").exists()
-    first, second = (torch.load(output / f"rank{i}.pth", weights_only=True) for i in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    first, *others = (torch.load(output / f"rank{i}.pth", weights_only=True) for i in range(number))
+    for other in others:
+        assert all(torch.equal(first[name], other[name]) for name in first)
+    if not launcher:
+        weights = ["--weights", output / "model_final.pth", "--lr", "0"]
+        alone = options(coco, tmp_path / "alone", *validation, *weights)
+        for option in ("--depth", "--min-size", "--max-size"):
+            del alone[alone.index(option) : alone.index(option) + 2]
+        alone.remove("--scratch")
+        assert main(alone) == 0
+        for name in ("coco_instances_results.json", "open_world_results.json"):
+            assert (output / name).read_text() == (tmp_path / "alone" / name).read_text()
+    if number == 3:
+        return
     result = command(*args, "--resume")
     assert result.returncode != 0
     assert "start at iterations [2, 0]; put the output folder where all nodes" in result.stderr

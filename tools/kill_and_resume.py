@@ -6,11 +6,12 @@ undisturbed run leaves, to the last bit:
     python tools/kill_and_resume.py train_net train --kills 20
     python tools/kill_and_resume.py evaluate propose compare audit quickstart --kills 20
 
-`train_net` is the training with Detectron2, `train` that without. Both write a checkpoint every
-iteration, and are killed (SIGKILL) in turn at any moment from their start on, while they train,
-and while a checkpoint is being written. Commands are killed at any moment. After each kill every
-file has to be there as a whole or not at all; and each run goes on where the one before was killed.
-About ten seconds a kill on two cores. Exit code 1 if anything differs.
+`train_net` is the training with Detectron2, `train` that without, both with a checkpoint every
+iteration. They are killed (SIGKILL) in turn at any moment from their start on, while they train,
+and while a file is being written; commands at any moment and while a file is being written. After
+each kill every file has to be there as a whole or not at all, and the next run goes on from it.
+About ten seconds a kill on two cores. The same --seed chooses the same moments. Exit code 1 if
+anything differs.
 """
 
 import argparse
@@ -35,8 +36,9 @@ from oln_d2.standalone.checkpoint import read_checkpoint
 ROOT = Path(__file__).parents[1]
 TRAININGS = ("train_net", "train")
 COMMANDS = ("evaluate", "propose", "compare", "audit", "quickstart")
+MOMENTS = ("at any moment", "in training", "while writing")
 SEEN = "ellipse,rectangle,triangle,star"
-HALF = re.compile(r"\.[0-9a-f]{16}(\..*)?")  # how files are called while they are written
+HALF = ".oln-d2_"  # so begin the names of files while they are written
 # Grow line by line, and say when something was done or how long it took.
 LOGS = re.compile(
     r"(.*/)?(\.lock|log\.txt.*|metrics\.(json|csv)|hparams\.yaml|events\.out\..*|journal\.jsonl)"
@@ -113,7 +115,7 @@ def finish(line, log):
 
 
 def half_written(output):
-    return [path for path in output.rglob(".*") if HALF.fullmatch(path.name)]
+    return set(output.rglob(f"{HALF}*"))
 
 
 def last_iteration(output):
@@ -131,39 +133,44 @@ def kill(process, output, moment, seconds, rng):
     Kills a run, and in half of the cases all that it has started.
 
     Args:
-        moment: "at any moment", "in training" or "while writing".
+        moment: one of MOMENTS.
         seconds: that a run takes until it trains or, of a command, until it is done.
 
     Returns:
-        whether it was still running.
+        the seconds that it ran; None if it had ended by itself.
     """
-    pattern = "last_checkpoint", "checkpoint.pth"
-    stamp = lambda: [p.stat().st_mtime_ns for p in map(output.joinpath, pattern) if p.exists()]  # noqa: E731
-    before, begin = stamp(), time.monotonic()
+    begin = time.monotonic()
     if moment == "at any moment":
         time.sleep(rng.uniform(0, seconds))
     else:
-        while stamp() == before and process.poll() is None:
+        before = checkpoints(output)
+        while moment == "in training" and checkpoints(output) == before and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.6))
+        time.sleep(rng.uniform(0, 0.6 if moment == "in training" else seconds))
     if moment == "while writing":
-        old = set(half_written(output))
-        while process.poll() is None and not {*_hidden(output)} - old:
+        old = hidden(output)
+        while process.poll() is None and not hidden(output) - old:
             pass
         time.sleep(rng.uniform(0, 0.004))
-    running = process.poll() is None
-    if running and rng.random() < 0.5:
+    if process.poll() is not None:
+        return None
+    if rng.random() < 0.5:
         os.killpg(process.pid, signal.SIGKILL)
-    elif running:
-        process.kill()
+    process.kill()
     process.wait()
-    return running and time.monotonic() - begin
+    return time.monotonic() - begin
 
 
-def _hidden(output):
+def checkpoints(output):
+    """What changes with each checkpoint."""
+    paths = map(output.joinpath, ("last_checkpoint", "checkpoint.pth"))
+    return [path.stat().st_mtime_ns for path in paths if path.exists()]
+
+
+def hidden(output):
     """:func:`half_written` of the folder alone, quickly."""
     with os.scandir(output) as entries:
-        return [Path(entry.path) for entry in entries if HALF.fullmatch(entry.name)]
+        return {entry.name for entry in entries if entry.name.startswith(HALF)}
 
 
 def flat(value, name=""):
@@ -198,19 +205,20 @@ def different(path, other):
 
 def files(output):
     found = (path.relative_to(output) for path in output.rglob("*") if path.is_file())
-    return {p for p in found if not LOGS.fullmatch(p.as_posix()) and not HALF.fullmatch(p.name)}
+    return {p for p in found if not LOGS.fullmatch(p.as_posix()) and not p.name.startswith(HALF)}
 
 
 def check_whole(output, whole, training):
     """Raises SystemExit for a file that is neither whole nor gone."""
     for path in files(output):
-        if training or path.suffix == ".pth":
-            if path.suffix == ".pth":
-                try:
-                    read_checkpoint(output / path)
-                except InputError as error:
-                    raise SystemExit(f"after a kill: {error}") from None
-        elif path.name == "config.yaml" or path not in files(whole):
+        if path.suffix == ".pth":
+            try:
+                read_checkpoint(output / path)
+            except InputError as error:
+                raise SystemExit(f"after a kill: {error}") from None
+        elif training or path.parts[0] == "data.tmp":  # of an evaluation meanwhile; of no name yet
+            continue
+        elif not (whole / path).exists():
             raise SystemExit(f"after a kill: {output / path} is no file of an undisturbed run")
         elif difference := different(output / path, whole / path):
             raise SystemExit(f"after a kill: {difference}")
@@ -231,17 +239,17 @@ def run(name, folder, data, kills, seed):
         output.mkdir()
         made = f" of {iterations} iterations" if training else ""
         print(f"{name}: an undisturbed run{made} took {seconds:.1f} s", flush=True)
+        moments = MOMENTS
         if training:
             seconds = min(seconds, 12)
+        else:
+            moments = [moment for moment in MOMENTS if moment != "in training"]
         done = writing = 0
         while done < kills:
-            moments = (
-                ["at any moment", "in training", "while writing"] if training else ["at any moment"]
-            )
-            moment = moments[done % len(moments)]
-            old = set(half_written(output))
-            after = kill(process := start(line, log), output, moment, seconds, rng)
-            if after is False:
+            moment, old = moments[done % len(moments)], half_written(output)
+            process = start(line, log)
+            after = kill(process, output, moment, seconds, rng)
+            if after is None:
                 if process.returncode:
                     log.seek(0)
                     raise SystemExit(f"exit code {process.returncode}: {log.read()[-3000:]}")
@@ -250,7 +258,7 @@ def run(name, folder, data, kills, seed):
                 output.mkdir()
                 continue
             done += 1
-            half = set(half_written(output)) - old
+            half = half_written(output) - old
             writing += bool(half)
             where = f", after iteration {last_iteration(output)}" if training else ""
             print(
@@ -261,7 +269,7 @@ def run(name, folder, data, kills, seed):
             check_whole(output, whole, training)
         finish(line, log)
     compared = files(whole) | files(output)
-    differences = []
+    differences = [f"{path} was left half written" for path in half_written(output)]
     for path in sorted(compared):
         if not (whole / path).exists() or not (output / path).exists():
             differences.append(f"{path} is there only once")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -321,7 +322,8 @@ def load_training_sets(
         masks only for MODEL.MASK_ON; and what draws from them by DATASETS.TRAIN_WEIGHTS, if given.
 
     Raises:
-        InputError: see :func:`select_masks` and :func:`add_proposals`; also for data sets whose
+        InputError: a data set without an object; see :func:`select_masks` and
+            :func:`add_proposals`; also for data sets whose
             classes are known only once they are read, as those of Detectron2's
             `register_coco_instances`, see :func:`check_training_sets`.
     """
@@ -329,9 +331,19 @@ def load_training_sets(
     files = proposal_files(cfg, "TRAIN")
     late, parts = not all(map(_classes, names)), []
     for name in names:
-        records = get_detection_dataset_dicts(
-            name, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
+        try:
+            records = get_detection_dataset_dicts(
+                name, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            )
+        except AssertionError as error:
+            if not re.search("is empty|No valid data", str(error)):
+                raise
+            records = []
+        if not any(not a.get("iscrowd") for r in records for a in r.get("annotations", ())):
+            raise InputError(
+                f"DATASETS.TRAIN: {name} holds no object to train on (crowds do not count); choose "
+                "another data set, or other seen categories"
+            )
         if name in files:
             add_proposals(records, files[name])
         if cfg.MODEL.MASK_ON:

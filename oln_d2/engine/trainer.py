@@ -30,7 +30,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from oln_d2.checks import InputError, interrupted
+from oln_d2.checks import InputError, interrupted, is_full, list_losses
 from oln_d2.data.coco import load_coco
 from oln_d2.data.images import open_annotated
 from oln_d2.engine.batches import (
@@ -47,6 +47,7 @@ from oln_d2.engine.datasets import (
 )
 from oln_d2.engine.evaluator import OpenWorldEvaluator, SeenCOCOEvaluator
 from oln_d2.files import read_json, write_file
+from oln_d2.modeling.rpn import DIVERGED
 from oln_d2.precision import usable_dtype
 from oln_d2.standalone.checkpoint import (
     another_model,
@@ -62,7 +63,8 @@ logger = logging.getLogger(__name__)
 
 def _has_sentence(error):
     """Whether one sentence tells a user of an error."""
-    return isinstance(error, (InputError, FloatingPointError)) or interrupted(error)
+    full = isinstance(error, OSError) and is_full(error)
+    return full or isinstance(error, (InputError, FloatingPointError)) or interrupted(error)
 
 
 def _in_float32(pooler, args):
@@ -133,18 +135,33 @@ class EMA(hooks.HookBase):
 
 
 class AutocastTrainer(AMPTrainer):
-    """:class:`AMPTrainer`, which needs CUDA, on any device."""
+    """
+    :class:`AMPTrainer`, which needs CUDA, on any device; also in float32, with `precision` None.
+    It names the images that make the losses NaN or infinite.
+    """
 
     def run_step(self):
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        with torch.autocast(next(self.model.parameters()).device.type, self.precision):
-            losses = self.model(data)
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
-        self.after_backward()
-        self._write_metrics(losses, data_time)
+        device = next(self.model.parameters()).device.type
+        try:
+            with torch.autocast(device, self.precision, enabled=self.precision is not None):
+                losses = self.model(data)
+            self.optimizer.zero_grad()
+            self.grad_scaler.scale(sum(losses.values())).backward()
+            self.after_backward()
+            # One transfer: each `.item()` makes a GPU wait.
+            values = torch.stack([loss.detach() for loss in losses.values()]).cpu()
+            values = dict(zip(losses, values))
+            if not sum(values.values()).isfinite():
+                raise FloatingPointError(
+                    f"the losses are NaN or infinite ({list_losses(values)}): {DIVERGED}"
+                )
+        except FloatingPointError as error:
+            names = ", ".join(str(image.get("file_name")) for image in data)
+            raise FloatingPointError(f"At iteration {self.iter}, on {names}, {error}") from None
+        self._write_metrics(values, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -164,9 +181,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         Raises:
             InputError: the file cannot be written.
+            FloatingPointError: weights are NaN or infinite.
         """
         if not self.save_to_disk:
             return
+        if not all(value.isfinite().all() for value in self.model.state_dict().values()):
+            raise FloatingPointError(
+                f"Weights are NaN or infinite, {name} is not saved: {DIVERGED}"
+            )
         content = {key: value.state_dict() for key, value in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info(f"Saving checkpoint to {path}")
@@ -350,11 +372,10 @@ class Trainer(DefaultTrainer):
         # All evaluations of the run use those that were checked: the data is read once.
         self.test = functools.partial(self.test, evaluators=self.check_data(cfg))
         super().__init__(cfg)
-        if dtype is not None:
-            scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
-            self._trainer = AutocastTrainer(
-                self.model, self.data_loader, self.optimizer, grad_scaler=scaler, precision=dtype
-            )
+        scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
+        self._trainer = AutocastTrainer(
+            self.model, self.data_loader, self.optimizer, grad_scaler=scaler, precision=dtype
+        )
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -14,7 +14,6 @@ from detectron2.modeling.proposal_generator import (
     RPN_HEAD_REGISTRY,
 )
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
-from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.memory import retry_if_cuda_oom
@@ -236,13 +235,10 @@ class OLNRPN(RPN):
             `gt_weights` those, (2, R), 1 where the label is not 1.
         """
         anchors = Boxes.cat(anchors)
-        samples = [
-            (limits, partial(subsample_labels, num_samples=n, positive_fraction=share, bg_label=0))
-            for limits, n, share in (
-                (self.box_iou_thresholds, self.batch_size_per_image, self.positive_fraction),
-                (self.objectness_iou_thresholds, self.objectness_batch_size_per_image, 1.0),
-            )
-        ]
+        samples = (
+            (self.box_iou_thresholds, self.batch_size_per_image, self.positive_fraction),
+            (self.objectness_iou_thresholds, self.objectness_batch_size_per_image, 1.0),
+        )
         of_images = []
         for instances in gt_instances:
             inside = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
@@ -335,7 +331,12 @@ class OLNRPN(RPN):
         features: dict[str, Tensor],
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """See :meth:`RPN.forward`. In training it also logs the recall of the proposals."""
+        """
+        See :meth:`RPN.forward`. In training it also logs the recall of the proposals.
+
+        Raises:
+            FloatingPointError: NaN or infinite predictions in training.
+        """
         features = [features[f] for f in self.in_features]
         anchors = self.anchor_generator(features)
         objectness, deltas, *classes = self.rpn_head(features)
@@ -350,6 +351,7 @@ class OLNRPN(RPN):
             losses = self.losses(
                 anchors, objectness, gt_labels, deltas, gt_boxes, *classes, gt_weights=weights
             )
+            check_finite(cat(deltas, dim=1), cat(objectness, dim=1), losses, DIVERGED)
         proposals = self.predict_proposals(anchors, objectness, deltas, images.image_sizes)
         if self.training:
             _log_recall(proposals, gt_instances)
@@ -372,9 +374,6 @@ class OLNRPN(RPN):
             N, each with `proposal_boxes`, clipped to the image, those without area dropped, and
             `objectness_logits`, descending. The best of each level are taken, with NMS those that
             it leaves, then the best of all levels.
-
-        Raises:
-            FloatingPointError: NaN or infinite predictions in training.
         """
         boxes, logits, levels = [], [], []
         decoded = self._decode_proposals(anchors, pred_anchor_deltas)
@@ -385,8 +384,6 @@ class OLNRPN(RPN):
             logits.append(logits_i)
             levels.append(torch.full_like(indices[0], i))
         boxes, logits, levels = cat(boxes, dim=1), cat(logits, dim=1).float(), cat(levels)
-        if self.training:
-            check_finite(boxes, logits, DIVERGED)
         nms = partial(batched_nms, iou_threshold=self.nms_thresh)
         proposals = []
         for boxes_i, logits_i, image_size in zip(boxes, logits, image_sizes):

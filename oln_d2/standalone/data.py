@@ -118,9 +118,9 @@ class CocoImages(Dataset):
         Returns:
             the image, (3, H, W), uint8, RGB, in the frame of its annotations, see
             :meth:`oln_d2.data.images.Page.of_size`; its `boxes` (G, 4), clipped to it, those
-            without area or out of sight left out, with `labels` (G,), all 1, "object", and its
-            `size` (2,), height and width in the file. Where objects count differently, also their
-            `weights` (G,).
+            without area or out of sight left out, with `labels` (G,), all 1, "object"; its `size`
+            (2,), height and width in the file; and its path, `name`. Where objects count
+            differently, also their `weights` (G,).
 
         Raises:
             InputError: the image is broken, or not as large as the annotations say.
@@ -171,6 +171,7 @@ class CocoImages(Dataset):
             "boxes": boxes,
             "labels": torch.ones(len(boxes), dtype=torch.int64),
             "size": torch.tensor([height, width]),
+            "name": path,
         }
         if self.weights is not None:
             target["weights"] = torch.from_numpy(self.weights[own])[kept]

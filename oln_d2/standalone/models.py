@@ -258,10 +258,10 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
         super().__init__(*args, **kwargs)
         self.negatives = negatives
         limits = self.proposal_matcher.low_threshold, self.proposal_matcher.high_threshold
-        score_sampler = type(self.fg_bg_sampler)(SCORE_BATCH_SIZE, 1.0)
+        sampler = self.fg_bg_sampler
         self.samples = (
-            (limits, partial(_sample, self.fg_bg_sampler)),
-            (SCORE_IOU_THRESHOLDS, partial(_sample, score_sampler)),
+            (limits, sampler.batch_size_per_image, sampler.positive_fraction),
+            (SCORE_IOU_THRESHOLDS, SCORE_BATCH_SIZE, 1.0),
         )
 
     def forward(self, images, features, targets=None):
@@ -303,6 +303,8 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
             losses = {"loss_rpn_obj": loss_score, "loss_rpn_loc": BOX_LOSS_WEIGHT * loss_boxes}
         boxes = decode_ltrb(anchors, ltrb.detach().float())
         logits = logits.detach().float()
+        if self.training:
+            check_finite(boxes, logits, losses, DIVERGED)
         return self.filter_proposals(boxes, logits, images.image_sizes, counts), losses
 
     def _label_and_sample(self, anchors, targets, image_sizes):
@@ -321,8 +323,6 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
 
     def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
         """The proposals of :meth:`forward`, of boxes (N, R, 4), not clipped, and logits (N, R)."""
-        if self.training:
-            check_finite(proposals, objectness, DIVERGED)
         device = proposals.device
         levels = [torch.full((n,), i, device=device) for i, n in enumerate(num_anchors_per_level)]
         levels = torch.cat(levels)
@@ -348,12 +348,6 @@ def _nms_by_level(boxes, logits, levels, iou_threshold):
         index = (levels == level).nonzero().squeeze(1)
         keep.append(index[nms(boxes[index], logits[index], iou_threshold)])
     return torch.cat(keep).sort().values
-
-
-def _sample(sampler, labels):
-    """Positives and negatives that a sampler of torchvision picks of an image, as bools."""
-    (positive,), (negative,) = sampler([labels])
-    return positive.bool(), negative.bool()
 
 
 class RoIAlign(nn.Module):
@@ -659,11 +653,13 @@ def prepare(model: nn.Module, pixels: Sequence[Tensor]) -> ImageList:
         model: made by :func:`build_detector`.
         pixels: N images, each (3, H', W'), uint8, RGB; moved to the model's device.
     """
-    transform, first = model.transform, next(model.parameters())
-    tensors = [
-        GeneralizedRCNNTransform.normalize(transform, image.to(first.device).float())
-        for image in pixels
-    ]
+    transform, device = model.transform, next(model.parameters()).device
+    # Once a batch: each makes a GPU wait.
+    mean, std = (
+        torch.tensor(values, device=device)[:, None, None]
+        for values in (transform.image_mean, transform.image_std)
+    )
+    tensors = [(image.to(device).float() - mean) / std for image in pixels]
     batch = transform.batch_images(tensors, transform.size_divisible)
     return ImageList(batch, [(image.shape[1], image.shape[2]) for image in pixels])
 
