@@ -105,7 +105,7 @@ def train_recipes(
     return trained, failed
 
 
-class _Run:
+class _RecipeRun:
     """A recipe with a seed; `failure` says why it failed."""
 
     def __init__(self, recipe, name, seed, folder, command, is_detectron2):
@@ -116,7 +116,7 @@ class _Run:
 
 def _plan(recipes, output, seeds, own, opts):
     """The runs, seed by seed, so that whole comparisons are there early; all of them checked."""
-    runs: list[_Run] = []
+    runs: list[_RecipeRun] = []
     of_name: dict[str, str] = {}
     for seed in seeds:
         for recipe in recipes:
@@ -129,7 +129,7 @@ def _plan(recipes, output, seeds, own, opts):
             is_detectron2 = _is_detectron2(recipe)
             make = _detectron2_command if is_detectron2 else _standalone_command
             command = make(recipe, seed, folder, own, opts)
-            runs.append(_Run(recipe, name, seed, folder, command, is_detectron2))
+            runs.append(_RecipeRun(recipe, name, seed, folder, command, is_detectron2))
     for run in runs:
         make_folder(run.folder)
     return runs

@@ -86,7 +86,7 @@ class Stages:
 Batches = list[list[tuple[Tensor, tuple[int, int], Tensor]]]  # see `make_batches`
 
 
-class Detector:
+class TimedDetector:
     """
     A detector to be measured.
 
@@ -163,7 +163,7 @@ class Detector:
         raise NotImplementedError
 
 
-class StandaloneDetector(Detector):
+class StandaloneDetector(TimedDetector):
     """One of :func:`oln_d2.standalone.build_detector`."""
 
     def __init__(self, name: str, model: nn.Module, device: str, batches: Batches):
@@ -188,7 +188,7 @@ class StandaloneDetector(Detector):
         return training_losses(self.model, [image.to(self.device) for image in pixels], targets)
 
 
-class Detectron2Detector(Detector):
+class Detectron2Detector(TimedDetector):
     """A recipe of Detectron2."""
 
     def __init__(self, name: str, model: nn.Module, device: str, batches: Batches):
@@ -268,7 +268,7 @@ def standalone(
     batch_size: int,
     device: str,
     proposals: Sequence[int] = (),
-) -> list[Detector]:
+) -> list[TimedDetector]:
     """
     Args:
         config: arguments of :func:`build_detector`, for a model without weights. None: the shipped
@@ -305,7 +305,7 @@ def detectron2(
     batch_size: int,
     device: str,
     proposals: Sequence[int] = (),
-) -> list[Detector]:
+) -> list[TimedDetector]:
     """
     As :func:`standalone`, of two recipes of Detectron2, ours first, without weights.
 
