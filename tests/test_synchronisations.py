@@ -115,7 +115,7 @@ def standalone_step(architecture, number):
     "make, oln, reference, constant",
     [
         pytest.param(detectron2_step, "oln_box", "faster_rcnn_1_anchor", 8, marks=NEEDS_DETECTRON2),
-        (standalone_step, "oln_box", "faster_rcnn", 11),
+        (standalone_step, "oln_box", "faster_rcnn", 12),  # 1: where the gradient comes by
     ],
 )
 def test_steps_of_a_gpu_wait_little(make, oln, reference, constant):

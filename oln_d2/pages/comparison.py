@@ -38,7 +38,7 @@ from oln_d2.pages.figures import COLORS, write_figures
 from oln_d2.pages.page import Item, write_page
 
 MOST_FILES = 20  # neither colours nor eyes distinguish more
-MOST_PIXELS = 10_000**2  # of the blank ground in place of an image
+MOST_PIXELS = 10_000  # a side of the blank ground in place of an image
 PICTURE_K = 30  # boxes of an image that are shown at first, and by which images are sorted
 
 
@@ -337,7 +337,7 @@ def _items(comparison, gt, best, entries, paths):
             sides = gt.image_sizes[index]
             sides = objects.boxes.max(0)[3:1:-1] if np.isnan(sides).any() else sides
             height, width = np.ceil(sides).clip(1).tolist()
-            if height * width > MOST_PIXELS:
+            if max(height, width) > MOST_PIXELS:
                 comparison.failures.append(
                     f"{row.file_name}: is {width:.0f} x {height:.0f} px in {gt.source}, too large "
                     "to be shown without its photograph"

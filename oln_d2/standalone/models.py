@@ -224,21 +224,24 @@ class StandaloneRPNHead(RPNHead):
             logits, (S,), and distances, (S, 4).
         """
         conv = self.conv[0][0]
-        hidden, order, first = [], [], 0
-        steps = torch.arange(3, device=anchor.device)
+        # All levels, padded, one after another: to look for the anchors of each would make a GPU
+        # wait. Of each anchor: the width of its level, and the padded cell left above of it.
+        padded = [F.pad(level, (1, 1, 1, 1)).permute(0, 2, 3, 1) for level in features]
+        width, corner = torch.zeros_like(anchor), torch.zeros_like(anchor)
+        first = begin = 0
         for level in features:
-            height, width = level.shape[-2:]
-            here = ((anchor >= first) & (anchor < first + height * width)).nonzero().squeeze(1)
-            cell = anchor[here] - first
-            y = (cell // width)[:, None, None] + steps[:, None]
-            x = (cell % width)[:, None, None] + steps
-            padded = F.pad(level, (1, 1, 1, 1)).permute(0, 2, 3, 1)
-            hidden.append(padded[image[here][:, None, None], y, x].flatten(1))
-            order.append(here)
-            first += height * width
+            rows, columns = level.shape[-2:]
+            here, cell = anchor >= first, anchor - first
+            own = begin + cell // columns * (columns + 2) + cell % columns
+            width, corner = width.masked_fill(here, columns), own.where(here, corner)
+            first += rows * columns
+            begin += (rows + 2) * (columns + 2)
+        steps = torch.arange(3, device=anchor.device)
+        cells = corner[:, None, None] + steps[:, None] * (width + 2)[:, None, None] + steps
+        around = torch.cat([level.flatten(1, 2) for level in padded], dim=1)
+        around = around[image[:, None, None], cells].flatten(1)
         weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
-        hidden = F.relu(F.linear(torch.cat(hidden), weight, conv.bias))
-        hidden = hidden[torch.cat(order).argsort()]
+        hidden = F.relu(F.linear(around, weight, conv.bias))
         hidden = self.feature_norm * F.normalize(hidden.float(), dim=1)
         with torch.autocast(hidden.device.type, enabled=False):
             return tuple(
