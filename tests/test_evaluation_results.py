@@ -49,7 +49,7 @@ def test_any_layout_in_pieces(gt, path, indent, piece, monkeypatch):
             "parts": [{"a": 1}, {"b": [{}, {}]}],
             "bbox": (rng.random(4) * 300).tolist(),
             "score": rng.random(),
-            "segmentation": {"size": [480, 640], "counts": "abc\\]}0"},
+            "segmentation": {"size": [480, 640], "counts": "\\]f1k0iae7"},
         }
         for _ in range(40)
     ]
@@ -64,13 +64,13 @@ def test_written_numbers_come_back(gt, path):
     """Scoring a model's results file would give other numbers than scoring the model."""
     rng = np.random.default_rng(1)
     boxes, scores = rng.random((50, 4)) * 200, rng.random(50)
-    masks = [{"size": [640, 480], "counts": b"0\\]"}] * 50
+    masks = [{"size": [640, 480], "counts": b"Y\\]2c0Tcn6"}] * 50
     write_results(path, [(3, boxes[:0], scores[:0], None, {}), (8, boxes, scores, masks, {})])
     detections = read_results(path, gt, masks=True)
     np.testing.assert_array_equal(detections.boxes, boxes)
     np.testing.assert_array_equal(detections.scores, scores)
     assert set(detections.image_ids) == {8}
-    assert detections.masks[0] == {"size": (640, 480), "counts": "0\\]"}
+    assert detections.masks[0] == {"size": (640, 480), "counts": "Y\\]2c0Tcn6"}
     assert detections.source == path
     write_results(path, [])
     assert len(read_results(path, gt).scores) == 0
