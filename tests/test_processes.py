@@ -1,5 +1,6 @@
 """Several processes, on one machine and by gloo, as they are on several GPUs."""
 
+import contextlib
 import copy
 import os
 import signal
@@ -162,9 +163,7 @@ def test_resume_on_one_of_two_machines(tmp_path):
     """One machine would go on from its checkpoint and the other start anew, without a word."""
     data = make_coco(tmp_path / "data")
     in_processes(resume_on_one_of_two, 2, str(tmp_path), str(data))
-    assert (tmp_path / "0/model_final.pth").exists() and not (
-        tmp_path / "1/model_final.pth"
-    ).exists()
+    assert [(tmp_path / f"{i}/model_final.pth").exists() for i in (0, 1)] == [True, False]
 
 
 def children(pid):
@@ -192,7 +191,7 @@ def rank_of(pid):
 
 
 def kill_one(line, env, wait_for, which):
-    """Starts a command, kills one of its processes, and returns code and log once all have ended."""
+    """Starts a command, kills one of its processes, and returns code and log when all are gone."""
     log = Path(env["LOG"])
     with open(log, "w") as file:
         process = subprocess.Popen(
@@ -211,10 +210,8 @@ def kill_one(line, env, wait_for, which):
             time.sleep(0.2)
     finally:
         for pid in [process.pid, *children(process.pid)]:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
     return code, log.read_text()
 
 
@@ -237,12 +234,8 @@ def test_process_of_a_training_dies(tmp_path, launcher, rank):
             return pid
         return min(child for child in family if rank_of(child) == str(rank))
 
-    code, log = kill_one(
-        [sys.executable, "-W", "ignore", *line],
-        env,
-        (tmp_path / "out/checkpoint.pth").exists,
-        which,
-    )
+    line = [sys.executable, "-W", "ignore", *line]
+    code, log = kill_one(line, env, (tmp_path / "out/checkpoint.pth").exists, which)
     assert code != 0
     assert "another process has ended" in log or "terminated with code -9" in log, log
     if launcher == "devices" and rank == 0:

@@ -1,4 +1,4 @@
-"""What is killed, disks that are full or not to be written to: docs/reliability.md says what holds."""
+"""What docs/reliability.md promises of kills, and of disks that are full or read-only."""
 
 import errno
 import os
@@ -182,9 +182,7 @@ def test_training_on_a_full_disk(coco, disk, tmp_path):
         )
         assert all(torch.equal(expected[key], value) for key, value in found.items())
     disk.mount("remount", "ro")
-    with pytest.raises(
-        InputError, match="out: cannot be written to .Read-only file system.; choos"
-    ):
+    with pytest.raises(InputError, match="out: cannot be written to .Read-only file system.;"):
         run(coco, output, checkpoint_every=1, resume=True)
 
 

@@ -1,6 +1,5 @@
 """
-How often a training step makes a GPU wait: counted on a CPU, by the operations that would. Each costs
-about 30 microseconds in which the GPU has nothing to do.
+How often a training step makes a GPU wait: counted on a CPU, by the operations that would.
 """
 
 import collections
@@ -105,10 +104,8 @@ def standalone_step(architecture, number):
 
     small = {"depth": 10, "norm": "GN", "fpn_channels": 32, "representation_size": 32}
     model = build_detector(architecture, **small, trainable_backbone_layers=5).train()
-    target = {"boxes": BOXES, "labels": torch.ones(2, dtype=torch.int64)}
-    return lambda: sum(
-        training_losses(model, images(number), [target] * number).values()
-    ).backward()
+    targets = [{"boxes": BOXES, "labels": torch.ones(2, dtype=torch.int64)}] * number
+    return lambda: sum(training_losses(model, images(number), targets).values()).backward()
 
 
 @pytest.mark.parametrize(
@@ -120,10 +117,10 @@ def standalone_step(architecture, number):
 )
 def test_steps_of_a_gpu_wait_little(make, oln, reference, constant):
     """
-    Each image may make a GPU wait 6 times in lines of this package: for the anchors inside of it, for
-    the two kinds of anchors that its two samples are drawn from, and for the proposals that are left.
-    What is counted or logged for a batch is brought to the CPU at once, and OLN waits less than a
-    detector that classifies.
+    Each image may make a GPU wait 6 times in lines of this package: for the anchors inside of it,
+    for the two kinds of anchors that its two samples are drawn from, and for the proposals that are
+    left. What is counted or logged for a batch is brought to the CPU at once, and OLN waits less
+    than a detector that classifies.
     """
     two, four = (waits(make(oln, number)) for number in (2, 4))
     assert four["ours"] - two["ours"] == 2 * 6
