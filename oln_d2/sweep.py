@@ -176,7 +176,7 @@ def _collect(folders, output):
                         "protocol": result["protocol"],
                         **{f"{group} {name}": result[group].get(name) for group, name in _METRICS},
                     }
-                    for result in read_json(path)["results"]
+                    for result in read_json(path, dict).get("results", ())
                 ]
     missing = [recipe for recipe, folder in folders.items() if not _is_finished(folder)]
     if missing:

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import logging
 import os
+from collections.abc import Iterator
 from inspect import signature
 from typing import Any
 
@@ -234,7 +235,7 @@ def read_recipe(path: StrPath) -> dict[str, Any]:
             content = yaml.safe_load(file)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no options by name, such as `epochs: 8`")
@@ -251,9 +252,42 @@ def read_recipe(path: StrPath) -> dict[str, Any]:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1) or ["model"]
             raise InputError(f"{path}: {name} is no option of train; near it: {near[0]}")
-    if not isinstance(options.get("model", {}), dict):
+    model = options.get("model", {})
+    if not isinstance(model, dict) or not all(isinstance(name, str) for name in model):
         raise InputError(f"{path}: model holds no settings by name, such as `depth: 18`")
+    _check_kinds(path, options)
     return options
+
+
+def _check_kinds(path: StrPath, options: dict[str, Any]) -> None:
+    """Raises InputError for a value that is of another kind than on the command line."""
+    kinds = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for action in parser._actions:
+        kind: Any = bool if action.nargs == 0 else action.type or str
+        if action.dest not in options or kind not in kinds:
+            continue
+        value = options[action.dest]
+        several = action.nargs is not None or action.dest in ("split", "seen")
+        fits = all(_fits(leaf, kind) for leaf in _leaves(value))
+        if not fits or (isinstance(value, list) and not several):
+            what = kinds[kind] + (", or a list of that" if several and kind is not bool else "")
+            raise InputError(f"{path}: {action.dest} is {value!r}; write {what}")
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, list):
+            yield from _leaves(item)
+        else:
+            yield item
 
 
 def read_settings(path: StrPath) -> dict[str, Any]:

@@ -204,11 +204,16 @@ class GroundTruth:
         """The G masks as COCO RLE. Raises InputError where an annotation has none."""
         masks = []
         for annotation, image in zip(self._annotations, self.images):
+            size = self.image_sizes[image]
             try:
-                masks.append(to_rle(annotation.get("segmentation"), *self.image_sizes[image]))
+                mask = to_rle(annotation.get("segmentation"), *size)
+                if (mask["size"] != size)[np.isfinite(size)].any():
+                    raise ValueError(f"size {mask['size']} is not the image's {size.tolist()}")
+                masks.append(mask)
             except Exception as error:  # pycocotools raises no narrower one
                 raise InputError(
                     f"{self.source}: the annotation with id {annotation.get('id')} has no usable "
-                    f"'segmentation' ({error}); without masks only boxes can be scored"
+                    f"'segmentation' ({' '.join(str(error).split())}); without masks only boxes "
+                    "can be scored"
                 ) from None
         return masks

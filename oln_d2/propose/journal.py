@@ -4,7 +4,10 @@ import json
 import os
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from oln_d2.checks import InputError
+from oln_d2.data.rle import wrong_rle
 from oln_d2.files import lock_folder
 from oln_d2.propose.writers import FILES
 from oln_d2.results import Proposals
@@ -66,23 +69,32 @@ class Journal:
                 break
             try:
                 entry = json.loads(line)
-            except ValueError:
-                raise InputError(
-                    f"{self.path}: the line at byte {offset} is broken; remove the file to start "
-                    "again"
-                ) from None
+                if not isinstance(entry, dict):
+                    raise ValueError("no object")
+                if offset:
+                    self._keep(entry, offset)
+            except (KeyError, RecursionError, TypeError, ValueError):
+                raise self._broken(offset) from None
             if offset == 0:
                 self._compare(entry, settings)
-            else:
-                self._keep(entry, offset)
             offset += len(line)
         return offset
 
-    def _keep(self, entry, offset):
-        size = entry.get("height", 0), entry.get("width", 0)
-        self.places[entry["name"]] = Place(
-            entry["stamp"], offset, size, entry.get("as_stored", False), entry.get("frames")
+    def _broken(self, offset):
+        return InputError(
+            f"{self.path}: the line at byte {offset} is broken; remove the file to start again"
         )
+
+    def _keep(self, entry, offset):
+        name, stamp, frames = entry["name"], entry["stamp"], entry.get("frames")
+        size = entry.get("height", 0), entry.get("width", 0)
+        texts = [name, *(frames or ())]
+        numbers = [*(stamp or ()), *size]
+        if not all(isinstance(text, str) for text in texts) or not all(
+            type(number) is int for number in numbers
+        ):
+            raise ValueError("text for a number, or the other way round")
+        self.places[name] = Place(stamp, offset, size, bool(entry.get("as_stored")), frames)
 
     def _compare(self, known, settings):
         for name, value in settings.items():
@@ -145,13 +157,22 @@ class Journal:
 
     def read_proposals(self, name: str) -> Proposals:
         """The last of the image of this name, without the image."""
-        self.file.seek(self.places[name].offset)
+        place = self.places[name]
+        self.file.seek(place.offset)
         entry = json.loads(self.file.readline())
-        return Proposals(
-            entry["boxes"],
-            entry["scores"],
-            size=(entry["height"], entry["width"]),
-            name=name,
-            masks=entry.get("masks"),
-            **{score.attribute: entry.get(score.field) for score in SCORES},
-        )
+        try:
+            found = Proposals(
+                entry["boxes"],
+                entry["scores"],
+                size=place.size,
+                name=name,
+                masks=entry.get("masks"),
+                **{score.attribute: entry.get(score.field) for score in SCORES},
+            )
+            if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
+                raise ValueError("not finite")
+            if found.masks is not None and wrong_rle(found.masks.rles) is not None:
+                raise ValueError("no mask")
+        except (AttributeError, LookupError, TypeError, ValueError):
+            raise self._broken(place.offset) from None
+        return found
