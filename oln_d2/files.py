@@ -45,20 +45,21 @@ def open_json(path: StrPath) -> Iterator[IO[bytes]]:
         yield f if encoding.startswith("utf-8") else codecs.EncodedFile(f, "utf-8", encoding)
 
 
-def read_json(path: StrPath) -> Any:
+def read_json(path: StrPath, kind: type = object) -> Any:
     """
     Args:
         path: a JSON file, see :func:`open_json`.
+        kind: what it has to hold, such as `dict`.
 
     Returns:
         what the file holds.
 
     Raises:
-        InputError: the file is missing, not readable or not complete JSON.
+        InputError: the file is missing, not readable, not complete JSON or holds something else.
     """
     try:
         with open_json(path) as f:
-            return json.loads(f.read())
+            content = json.loads(f.read())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
@@ -66,6 +67,12 @@ def read_json(path: StrPath) -> Any:
     except (ValueError, EOFError, zlib.error, RecursionError) as error:
         message = f"{path}: not complete, valid JSON ({error}); fetch or write it again"
         raise InputError(message) from None
+    if not isinstance(content, kind):
+        raise InputError(
+            f"{path}: holds a JSON {type(content).__name__}, not what is expected of this file, a "
+            f"{kind.__name__}; fetch or write it again"
+        )
+    return content
 
 
 def file_digest(path: StrPath) -> str:

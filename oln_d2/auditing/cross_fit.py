@@ -133,7 +133,7 @@ def _parts(content, images, gt, parts, seed, path, digest):
     if len(ids) < 2 * parts:
         raise InputError(f"{gt}: {len(ids)} images are too few for {parts} parts; take fewer parts")
     if os.path.exists(path):
-        known = read_json(path)
+        known = read_json(path, dict)
         if known.get("digest") == digest:
             return {int(image): part for image, part in known["parts"].items()}
         raise InputError(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from oln_d2.auditing.candidates import Candidates
 from oln_d2.checks import InputError
 from oln_d2.data.coco import PSEUDO
+from oln_d2.evaluation.open_world import LARGE
 from oln_d2.files import StrPath, read_json
 
 SOURCE = "oln-d2 audit"  # marks the annotations that it added, under "source"
@@ -70,8 +71,10 @@ def _decision(where, entry):
     try:
         bbox, proposed = (tuple(map(float, entry[field])) for field in ("bbox", "proposed"))
         key, image, category = str(entry["id"]), int(entry["image_id"]), entry.get("category_id")
+        if category is not None:
+            category = int(category)
         ret = Decision(key, image, entry["what"], bbox, proposed, category)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise InputError(
             f"{where}: lacks one of id, image_id, what, bbox and proposed, or has something else "
             "there; save it again from the page"
@@ -79,7 +82,7 @@ def _decision(where, entry):
     if ret.what not in _KINDS:
         raise InputError(f"{where}: what is {ret.what!r}; it can be {', '.join(_KINDS)}")
     for box in (ret.bbox, ret.proposed):
-        if len(box) != 4 or not np.isfinite(box).all() or min(box[2:]) <= 0:
+        if len(box) != 4 or not np.less(np.abs(box), LARGE).all() or min(box[2:]) <= 0:
             raise InputError(f"{where}: {list(box)} is no box x, y, width, height with an area")
     return ret
 

@@ -43,6 +43,7 @@ from oln_d2.propose import Proposer, propose_files
 from oln_d2.propose.writers import cvat_content, labelstudio_task
 
 FILES = "audit_files"
+SETTINGS = {"iou", "copies", "inside"}  # of `find_candidates`
 NUMBER = 1000  # candidates that are listed
 EXPORTS = "labelstudio", "cvat"
 
@@ -152,7 +153,7 @@ def audit(
                 "with merge, the proposals are those of the audit before; give no model and no "
                 "cross_fit"
             )
-        before = read_json(listed)
+        before = _read_list(listed)
     images = images or before.get("images")
     if images is None:
         raise InputError(f"{gt}: the folder of its images is not given; name it (--images)")
@@ -340,6 +341,21 @@ def _ids(candidates):
         f"{image}:" + ",".join(f"{value:.1f}" for value in box)
         for image, box in zip(candidates.image_ids.tolist(), candidates.boxes.tolist())
     ]
+
+
+def _read_list(path):
+    """What :func:`_write_list` wrote about an audit."""
+    before = read_json(path, dict)
+    try:
+        files, settings = before["results"], before["settings"]
+        texts = [before["images"], before["model"], *files]
+        check_limits(**{name: (settings.get(name), FRACTION) for name in SETTINGS})
+        fits = files and all(isinstance(text, str) for text in texts) and set(settings) <= SETTINGS
+    except (AttributeError, LookupError, TypeError, InputError):
+        fits = False
+    if not fits:
+        raise InputError(f"{path}: is not as an audit wrote it; audit again, without merge")
+    return before
 
 
 def _write_list(path, found, content, about):

@@ -129,9 +129,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--recipe is how --cross-fit trains; give that, too, or leave it out")
     recipe = None
     if args.recipe:
+        from oln_d2.commands.train import check_kinds
         from oln_d2.standalone.recipe import read_settings
 
         recipe = read_settings(args.recipe)
+        check_kinds(args.recipe, recipe)
     done = audit(
         args.gt,
         args.images,

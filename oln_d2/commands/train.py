@@ -7,9 +7,12 @@ on the command line go before it.
 import argparse
 import logging
 import os
+from collections.abc import Iterator
+from typing import Any
 
 from oln_d2.checks import InputError, needs
 from oln_d2.commands.arguments import add_seen
+from oln_d2.files import StrPath
 
 HELP = "train OLN-Box on COCO-format data, without Detectron2"
 GOES_ON = "the same command with --resume goes on from the last checkpoint"
@@ -175,6 +178,7 @@ def run(args: argparse.Namespace) -> None:
         given.pop(name)
     path = given.pop("config", None)
     recipe = read_recipe(path) if path else {}
+    check_kinds(path, recipe)
     if "split" in given or "seen" in given:  # one of them
         recipe = {name: value for name, value in recipe.items() if name not in ("split", "seen")}
     options = {**recipe, **given}
@@ -212,6 +216,37 @@ def run(args: argparse.Namespace) -> None:
         print(result)
     if is_main:
         print(f"The model is {os.path.join(output, 'model_final.pth')}.")
+
+
+def check_kinds(path: StrPath, options: dict[str, Any]) -> None:
+    """Raises InputError for a value that is of another kind than on the command line."""
+    kinds = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for action in parser._actions:
+        kind: Any = bool if action.nargs == 0 else action.type or str
+        if action.dest not in options or kind not in kinds:
+            continue
+        value = options[action.dest]
+        several = action.nargs is not None or action.dest in ("split", "seen")
+        fits = all(_fits(leaf, kind) for leaf in _leaves(value))
+        if not fits or (isinstance(value, list) and not several):
+            what = kinds[kind] + (", or a list of that" if several and kind is not bool else "")
+            raise InputError(f"{path}: {action.dest} is {value!r}; write {what}")
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, list):
+            yield from _leaves(item)
+        else:
+            yield item
 
 
 def _found(weights: str) -> str:

@@ -22,21 +22,24 @@ def to_rle(mask: Any, height: float, width: float) -> dict[str, Any]:
     Raises:
         Exception: it is something else; pycocotools raises no narrower one.
     """
-    if isinstance(mask, list):
+    if isinstance(mask, list) and mask:
         height, width = int(height), int(width)
         check_polygons(mask, height, width)
         return mask_utils.merge(mask_utils.frPyObjects(mask, height, width))
-    size, counts = [int(side) for side in mask["size"]], mask["counts"]
-    if isinstance(counts, list):
-        if sum(counts) != size[0] * size[1]:
-            raise ValueError("the counts do not make up the image")
-        return mask_utils.frPyObjects({"size": size, "counts": counts}, *size)
-    if is_text_of_bytes(counts):
-        counts = ast.literal_eval(counts)
-    rle = {"size": size, "counts": counts}
-    if wrong_rle([rle]) is not None:
+    try:
+        size, counts = [int(side) for side in mask["size"]], mask["counts"]
+        if isinstance(counts, str) and is_text_of_bytes(counts):
+            counts = ast.literal_eval(counts)
+        rle = {"size": size, "counts": counts}
+        if isinstance(counts, list):
+            wrong = sum(counts) != size[0] * size[1] or min(counts) < 0
+        else:
+            wrong = wrong_rle([rle]) is not None
+    except (LookupError, SyntaxError, TypeError, ValueError, AttributeError):
+        raise ValueError("it has no size and counts that can be read") from None
+    if wrong:
         raise ValueError("the counts do not make up the image")
-    return rle
+    return mask_utils.frPyObjects(rle, *size) if isinstance(counts, list) else rle
 
 
 def check_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> None:
@@ -46,10 +49,13 @@ def check_polygons(polygons: Sequence[Sequence[float]], height: int, width: int)
     """
     limit = 4 * (height + width) + height * width
     for polygon in polygons:
-        quick = polygon and math.isfinite(sum(polygon))
-        if quick and len(polygon) * max(*polygon, -min(polygon)) <= limit:
-            continue  # it cannot be longer than that
-        points = np.array(polygon[: len(polygon) // 2 * 2], float).reshape(-1, 2)
+        try:
+            quick = polygon and math.isfinite(sum(polygon))
+            if quick and len(polygon) * max(*polygon, -min(polygon)) <= limit:
+                continue  # it cannot be longer than that
+            points = np.array(polygon[: len(polygon) // 2 * 2], float).reshape(-1, 2)
+        except (LookupError, OverflowError, TypeError, ValueError):
+            raise ValueError("a polygon is not a list of numbers") from None
         length = np.abs(np.diff(points, axis=0, prepend=0)).max(axis=1, initial=0).sum()
         if not length <= limit:
             raise ValueError("a polygon is longer than its image has pixels, or not finite")

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from oln_d2.engine.evaluator import read_output
-from oln_d2.engine.trainer import StrictCheckpointer
+from oln_d2.engine.trainer import StrictCheckpointer, no_model_of_config
 from oln_d2.files import file_digest
 from oln_d2.scores import SCORES
 from oln_d2.standalone.proposer import TorchProposer
@@ -34,7 +34,8 @@ class Detectron2Proposer(TorchProposer):
         self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
         if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
             self.max_detections = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
-        self.model = build_model(cfg).eval()
+        with no_model_of_config():
+            self.model = build_model(cfg).eval()
         StrictCheckpointer(self.model).load(weights)
         backbone = getattr(self.model, "backbone", None)  # other projects' models may have none
         self.size_divisor = max(getattr(backbone, "size_divisibility", 0), 1)

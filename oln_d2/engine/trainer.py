@@ -1,5 +1,6 @@
 """OLN's additions to Detectron2's trainer and checkpointer, for `train_net.py`."""
 
+import contextlib
 import difflib
 import functools
 import glob
@@ -8,7 +9,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from typing import Any
 
@@ -73,6 +74,21 @@ def _in_float32(pooler, args):
     return [feature.float() for feature in features], *rest
 
 
+@contextlib.contextmanager
+def no_model_of_config() -> Iterator[None]:
+    """Raises InputError where Detectron2 cannot build a model in its body: by the config."""
+    try:
+        yield
+    except (InputError, ImportError):
+        raise
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"the config describes no model ({type(error).__name__}: {first}); compare its MODEL "
+            "with that of a recipe in configs/"
+        ) from error
+
+
 class BestCheckpointer(hooks.BestCheckpointer):
     """
     Detectron2's hook forgets the best metric when a run is resumed and then overwrites the best
@@ -89,8 +105,8 @@ class BestCheckpointer(hooks.BestCheckpointer):
         if self.trainer.start_iter == 0:  # of another run in the same folder
             os.remove(self._record)
             return
-        record = read_json(self._record)
-        if record["metric"] == self._val_metric:
+        record = read_json(self._record, dict)
+        if record.get("metric") == self._val_metric:
             self.best_metric, self.best_iter = record["value"], record["iteration"]
 
     def _update_best(self, val, iteration):
@@ -379,7 +395,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = super().build_model(cfg)
+        with no_model_of_config():
+            model = super().build_model(cfg)
         for module in model.modules():
             if isinstance(module, ROIPooler):
                 module.register_forward_pre_hook(_in_float32)

@@ -233,7 +233,7 @@ def convert_entries(
         checked: list[Any] = msgspec.convert(plain, list[_AnyEntry])  # type: ignore[valid-type]
     except msgspec.ValidationError as error:
         raise _describe(source, b"", 0, error) from None
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"{source}: not a list of COCO's result entries ({error})") from None
     for entry, given in zip(checked, entries):
         entry.segmentation = given.get("segmentation")
@@ -336,8 +336,10 @@ def _read(path: StrPath, ground_truth: GroundTruth, masks: bool) -> Iterator[Det
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{path}: cannot be read ({reason})") from None
-    except (UnicodeError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: not complete ({error}); write or fetch it again") from None
+    except (UnicodeError, EOFError, RecursionError, zlib.error) as error:
+        raise InputError(
+            f"{path}: not complete, valid JSON in UTF-8 ({error}); write or fetch it again"
+        ) from None
 
 
 def _convert(
@@ -370,11 +372,13 @@ def _read_pieces(path: StrPath, f: IO[bytes], decode: _Decoder) -> Iterator[list
     size, name = os.path.getsize(os.path.expanduser(path)), os.path.basename(path)
     with tqdm(total=size, unit="B", unit_scale=True, desc=name, disable=None) as progress:
         rest = f.read(PIECE).lstrip()
+        if not rest:
+            raise InputError(f"{path}: is empty; write or fetch the results again")
         if rest[:1] != b"[":
-            what = "does not hold a list" if rest else "is empty"
             raise InputError(
-                f"{path}: {what}; expected a list of detections in COCO's results format (of a "
-                "data set whose annotations have scores, that is the list 'annotations' alone)"
+                f"{path}: does not hold a list; expected a list of detections in COCO's results "
+                "format (of a data set whose annotations have scores, that is the list "
+                "'annotations' alone)"
             )
         rest = rest[1:]
         while more := f.read(PIECE):
@@ -421,8 +425,7 @@ def _describe(
             return InputError(f"{path}: {reason}; expected COCO's results format")
         field = f"{place[2]}: " if place[2] else ""
         reason = reason[: place.start()].replace("`", "'")
-        if "missing required field" in reason:
-            reason += "; each entry needs image_id, bbox ([x, y, width, height]) and score"
+        reason += "; each entry needs image_id, bbox ([x, y, width, height]) and score, a number"
         return InputError(f"{path}: entry {done + int(place[1])}: {field}{reason}")
     place = re.search(r"byte (\d+)", reason)
     at = int(place[1]) - 1 if place else len(text)
@@ -436,7 +439,10 @@ def _describe(
 
 
 class _BoxFormat:
-    """Whether the boxes of a file can be XYWH in pixels, judged by all that came so far."""
+    """
+    Whether the boxes of a file can be XYWH in pixels, judged by all that came so far, and its masks
+    are those of its images.
+    """
 
     def __init__(self, ground_truth: GroundTruth, source: str):
         self._ground_truth, self._source = ground_truth, source
@@ -446,12 +452,26 @@ class _BoxFormat:
         self._first_beyond: Any = None
 
     def check(self, detections: Detections) -> None:
-        """Raises InputError where an image is unknown or the boxes are plainly something else."""
+        """
+        Raises InputError where an image is unknown, a mask has another size than its image, or the
+        boxes are plainly something else.
+        """
         source, first = self._source, detections.first
         try:
             image = self._ground_truth.index_images(detections.image_ids, first)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
+        if detections.masks:
+            sizes = np.array([mask["size"] for mask in detections.masks], float)
+            known = self._ground_truth.image_sizes[image]
+            other = np.flatnonzero(((sizes != known) & np.isfinite(known)).any(axis=1))
+            if len(other):
+                mask, size = detections.masks[other[0]], known[other[0]].astype(int).tolist()
+                raise InputError(
+                    f"{source}: entry {first + other[0]}: mask of size {list(mask['size'])} on an "
+                    f"image of size {size} (height, width) in {self._ground_truth.source}; write "
+                    "masks of the image's size"
+                )
         some = slice(None, None, 1 + len(image) // 100_000)  # enough to recognise the format
         boxes = detections.boxes[some]
         x, y, w, h = boxes.T

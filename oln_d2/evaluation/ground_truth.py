@@ -212,12 +212,16 @@ class GroundTruth:
     def masks(self) -> list[dict[str, Any]]:
         """The G masks as COCO RLE. Raises InputError where an annotation has none."""
         masks = []
-        for (number, mask), image in zip(self._masks, self.images):
+        for (number, given), image in zip(self._masks, self.images):
+            size = self.image_sizes[image]
             try:
-                masks.append(to_rle(mask, *self.image_sizes[image]))
+                mask = to_rle(given, *size)
+                if (mask["size"] != size)[np.isfinite(size)].any():
+                    raise ValueError(f"size {mask['size']} is not the image's {size.tolist()}")
+                masks.append(mask)
             except Exception as error:  # pycocotools raises no narrower one
                 raise InputError(
                     f"{self.source}: the annotation with id {number} has no usable 'segmentation' "
-                    f"({error}); without masks only boxes can be scored"
+                    f"({' '.join(str(error).split())}); without masks only boxes can be scored"
                 ) from None
         return masks

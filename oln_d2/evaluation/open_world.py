@@ -98,6 +98,8 @@ class OpenWorldRecall:
         ):
             raise InputError(f"iou_thresholds {iou_thresholds} are not ascending numbers in (0, 1]")
         self.ground_truth = gt = ground_truth
+        if iou_type == "mask":
+            _ = gt.masks  # their mistakes would else be told as those of the detections
         self.protocol = protocol
         self.iou_type = iou_type
         self.max_dets = max_dets

@@ -235,6 +235,8 @@ class OpenWorldResult:
 
     def _warnings(self) -> list[str]:
         warnings = list(self.ground_truth.notes)
+        if self.ground_truth.crowd.all():
+            return [*warnings, f"{self.ground_truth.source} holds no object to be found."]
         bare = np.count_nonzero(self.given == 0)
         if bare:
             warnings.append(

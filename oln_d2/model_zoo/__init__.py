@@ -139,6 +139,10 @@ def load_config(config_file: StrPath, opts: Sequence[Any] = ()) -> "CfgNode":
                 f"{path}: holds code, !!{code[1]}, which is not executed; write the value itself "
                 "there, as the config.yaml in the output folder of a training has it"
             ) from None
+        if isinstance(error, RecursionError):
+            reason = "it is nested too deeply, or its _BASE_ leads back to it"
+        if isinstance(error, (AttributeError, TypeError)):
+            reason = f"it holds no settings by name, such as `SOLVER: {{MAX_ITER: 100}}` ({reason})"
         raise InputError(f"{path}, or a KEY VALUE pair: {reason}") from None
     return cfg
 

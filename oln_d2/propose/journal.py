@@ -7,8 +7,10 @@ import re
 from typing import IO, Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from oln_d2.checks import InputError
+from oln_d2.data.rle import wrong_rle
 from oln_d2.files import lock_folder
 from oln_d2.propose.shards import Shard
 from oln_d2.propose.writers import FILES
@@ -41,6 +43,12 @@ class _Entry(msgspec.Struct):
     as_stored: bool = False
     frames: list[str] | None = None
     finished: str | None = None
+
+
+def _broken(path: str, offset: int) -> InputError:
+    return InputError(
+        f"{path}: the line at byte {offset} is broken; remove the file to start again"
+    )
 
 
 def _open(path: str) -> IO[bytes]:
@@ -124,12 +132,10 @@ class Journal:
                     self._compare(json.loads(line), path)
                 else:
                     self._keep(decode(line), path, offset)
-            except ValueError as error:
+            except (RecursionError, ValueError) as error:
                 if isinstance(error, InputError):
                     raise
-                raise InputError(
-                    f"{path}: the line at byte {offset} is broken; remove the file to start again"
-                ) from None
+                raise _broken(path, offset) from None
             offset += len(line)
         return offset
 
@@ -223,12 +229,20 @@ class Journal:
         place = self.places[name]
         file = self._read(place.path)
         file.seek(place.offset)
-        entry = json.loads(file.readline())
-        return Proposals(
-            entry["boxes"],
-            entry["scores"],
-            size=(entry["height"], entry["width"]),
-            name=name,
-            masks=entry.get("masks"),
-            **{score.attribute: entry.get(score.field) for score in SCORES},
-        )
+        try:
+            entry = json.loads(file.readline())
+            found = Proposals(
+                entry["boxes"],
+                entry["scores"],
+                size=place.size,
+                name=name,
+                masks=entry.get("masks"),
+                **{score.attribute: entry.get(score.field) for score in SCORES},
+            )
+            if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
+                raise ValueError("not finite")
+            if found.masks is not None and wrong_rle(found.masks.rles) is not None:
+                raise ValueError("no mask")
+        except (AttributeError, LookupError, TypeError, ValueError):
+            raise _broken(place.path, place.offset) from None
+        return found

@@ -220,7 +220,7 @@ def _check_settings(folder, settings):
                 f"{folder}: is not empty and holds no quickstart; choose another --output"
             )
         return
-    known = read_json(path)
+    known = read_json(path, dict)
     for name, value in settings.items():
         if known.get(name) != value:
             raise InputError(

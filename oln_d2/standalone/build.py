@@ -1,8 +1,11 @@
 """Detectors by their settings: backbones, the models on them, and what a checkpoint describes."""
 
+import difflib
+import math
 from collections import OrderedDict
 from functools import partial
 from inspect import signature
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from oln_d2.checks import POSITIVE_INT, InputError, Limit, check_limits, one_of
+from oln_d2.checks import NOT_NEGATIVE, POSITIVE_INT, InputError, Limit, check_limits, one_of
 from oln_d2.files import StrPath
 from oln_d2.masks import MaskScoreHead
 from oln_d2.standalone.checkpoint import (
@@ -115,6 +118,7 @@ def build_detector(
     fpn_norm = "GN" if norm == "GN" else fpn_norm
     multiple = Limit(lambda n: fpn_norm is None or n % GROUPS == 0, f"a multiple of {GROUPS} in GN")
     check_limits(
+        backbone=(backbone, Limit(lambda name: isinstance(name, str), "the name of a timm model")),
         architecture=(architecture, one_of(*DEFAULTS)),
         depth=(depth, one_of(*CHANNELS)),
         norm=(norm, one_of(*NORMS) if backbone is None else one_of("FrozenBN", "BN")),
@@ -129,6 +133,7 @@ def build_detector(
         body = TimmFeatures(backbone, norm, 5 - trainable_backbone_layers, weights_backbone)
         channels = body.channels
         settings = {"pixel_mean": body.pixel_mean, "pixel_std": body.pixel_std, **settings}
+    _check_settings(architecture, settings)
     settings = {**DEFAULTS[architecture], **settings}
     levels = len(settings["anchor_sizes"])
     if levels not in (4, 5):
@@ -148,13 +153,37 @@ def build_detector(
             model = _oln_mask(pyramid, norm=norm, **settings)
         else:
             model = (OLNBox if architecture == "oln_box" else _faster_rcnn)(pyramid, **settings)
-    except TypeError as error:
-        names = ", ".join([*backbone_settings, *DEFAULTS[architecture]])
-        raise InputError(
-            f"a setting of {architecture} does not fit: {error}; it has {names}"
-        ) from None
+    except TypeError as error:  # one of torchvision's
+        raise InputError(f"a setting of {architecture} does not fit: {error}") from None
     model.config = {"architecture": architecture, **backbone_settings, **settings}
     return model
+
+
+def _check_settings(architecture, settings):
+    """Raises InputError for a setting that is not known, or not of the kind of its default."""
+    defaults = DEFAULTS[architecture]
+    for name in settings:
+        if name not in defaults and architecture != "faster_rcnn":  # which has torchvision's, too
+            near = difflib.get_close_matches(name, [*defaults, "depth", "backbone", "norm"], n=1)
+            raise InputError(
+                f"{name} is no setting of {architecture}; near it: {', '.join(near) or 'depth'}"
+            )
+    sizes = "min_size", "max_size"  # whose least value `Transform` checks
+    integer = Limit(lambda value: isinstance(value, Integral), "an integer")
+    for name, value in settings.items():
+        default = defaults.get(name)
+        if isinstance(default, bool):
+            limit = one_of(True, False)
+        elif isinstance(default, tuple) or (
+            name == "min_size" and isinstance(value, (list, tuple))
+        ):
+            limit = Limit(lambda values: len(values) > 0 and sum(values) < math.inf, "numbers")
+        elif isinstance(default, int):
+            limit = integer if name in sizes else POSITIVE_INT
+        else:
+            limit = NOT_NEGATIVE
+        if name in defaults:
+            check_limits(**{name: (value, limit)})
 
 
 def _resnet(depth, norm, trainable_layers, weights):

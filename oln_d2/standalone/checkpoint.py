@@ -138,7 +138,7 @@ def _read_safetensors(file, path):
         with safe_open(file, framework="pt") as opened:
             parameters = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             config = json.loads((opened.metadata() or {}).get("config", "null"))
-    except (SafetensorError, ValueError, OSError):
+    except (SafetensorError, ValueError, OSError, RecursionError):
         raise InputError(f"{path}: is damaged or not complete; fetch or write it again") from None
     if not isinstance(config, dict):  # of another program
         return {"model": parameters}
@@ -167,12 +167,20 @@ def _check_archive(file, path):
 
 
 def _tensors(found):
-    """Its tensors and arrays of numbers, the latter as tensors, without a wrapper's prefix."""
+    """
+    Its tensors and arrays of numbers, the latter as tensors, without a wrapper's prefix. Those that
+    are sparse, quantized, complex or without values are none of a model of ours.
+    """
     parameters = {}
     for name, value in dict(found).items():  # a pickle may replace the methods of an OrderedDict
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
             value = torch.from_numpy(value)
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and not (
+            value.layout != torch.strided
+            or value.is_quantized
+            or value.is_complex()
+            or value.is_meta
+        ):
             parameters[str(name)] = value
     for prefix in _WRAPPERS:
         own = {n: value for n, value in parameters.items() if n != "n_averaged"}  # an average's

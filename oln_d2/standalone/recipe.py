@@ -32,7 +32,7 @@ def read_recipe(path: StrPath) -> dict[str, Any]:
             content = yaml.safe_load(file)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no options by name, such as `epochs: 8`")
@@ -49,7 +49,8 @@ def read_recipe(path: StrPath) -> dict[str, Any]:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1) or ["model"]
             raise InputError(f"{path}: {name} is no option of train; near it: {near[0]}")
-    if not isinstance(options.get("model", {}), dict):
+    model = options.get("model", {})
+    if not isinstance(model, dict) or not all(isinstance(name, str) for name in model):
         raise InputError(f"{path}: model holds no settings by name, such as `depth: 18`")
     return options
 

@@ -247,7 +247,12 @@ def train(
     dataset = CocoImages(sources, max_size, training=True, pseudo_weight=pseudo_weight)
     iterations = max(round(epochs * len(dataset) / batch_size), 1)
     torch.manual_seed(seed)
-    model = build_detector(**config, weights_backbone=weights_backbone)
+    try:
+        model = build_detector(**config, weights_backbone=weights_backbone)
+    except InputError as error:
+        if weights is None:
+            raise
+        raise InputError(f"{error} (with the settings of {weights})") from None
     if weights is not None:
         load_checkpoint(model, weights)
     model.train()
