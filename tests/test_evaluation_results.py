@@ -47,14 +47,19 @@ def test_any_layout_in_pieces(gt, path, indent, piece, monkeypatch):
     """Entries would be lost where a large file is divided, or only one layout could be read."""
     monkeypatch.setattr(coco_results, "PIECE", piece)
     rng = np.random.default_rng(0)
+    # With what JSON has to escape; of the images' sizes.
+    masks = {
+        3: {"size": [480, 640], "counts": "\\]f1k0iae7"},
+        8: {"size": [640, 480], "counts": "Y\\]2c0Tcn6"},
+    }
     entries = [
         {
             "caption": 'a "}, {" in a text',
-            "image_id": int(rng.choice([3, 8])),
+            "image_id": (image := int(rng.choice([3, 8]))),
             "parts": [{"a": 1}, {"b": [{}, {}]}],
             "bbox": (rng.random(4) * 300).tolist(),
             "score": rng.random(),
-            "segmentation": {"size": [480, 640], "counts": "\\]f1k0iae7"},
+            "segmentation": masks[image],
         }
         for _ in range(40)
     ]
