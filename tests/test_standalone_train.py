@@ -684,7 +684,7 @@ def test_recipe(coco, tmp_path, capsys):
         ("model: 3", "model holds no settings by name"),
         ("model: {dept: 3}", "dept"),
         ("{split: voc, seen: cat}", "has split and seen"),
-        ("lr: many", "lr is many; it has to be 0 or more"),
+        ("lr: many", "lr is 'many'; write a number"),
     ):
         recipe.write_text(text)
         assert main(options(coco, tmp_path / "no", "--config", recipe)) == 2, text
