@@ -214,8 +214,7 @@ def test_detectron2_on_a_full_disk(coco, disk, tmp_path):
     disk.fill()
     endless = [*settings[:-1], 10**6, "SOLVER.MAX_ITER", 10**6]
     code, log = train_net(coco, output, *endless)
-    assert code == 1 and "Traceback" not in log, log
-    assert "train_net.py: " in log and "No space left on device" in log.split("train_net.py: ")[-1]
+    assert code == 1 and "train_net.py: [Errno 28] No space left on device; make room" in log, log
 
 
 def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
@@ -237,7 +236,8 @@ def test_home_that_cannot_be_written(coco, disk, tmp_path):
     arguments[-2:] = ["--plot", tmp_path / "ar.png"]
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("XDG", "MPL", "TORCH"))}
     env = {**keep, "HOME": str(disk.folder)}
-    for line in (["evaluate", *arguments], ["propose", tmp_path / "a.png", "--output", tmp_path]):
+    propose = ["propose", tmp_path / "a.png", "--output", tmp_path / "out"]
+    for line in (["evaluate", *arguments], propose):
         line = [sys.executable, "-m", "oln_d2", *map(str, line)]
         done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr

@@ -444,10 +444,20 @@ def test_diverged_training_keeps_the_last_good_checkpoint(coco, tmp_path, capsys
     assert main(options(coco, tmp_path / "out", *more)) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ") and "lower the learning rate" in message
+    assert re.search(r"At iteration \d+, on .*00\d.jpg, .*00\d.jpg, .*loss_rpn_obj ", message)
     assert "in another output folder" in message and "checkpoint.pth" in message
     assert not (tmp_path / "out/model_final.pth").exists()
     last = torch.load(tmp_path / "out/checkpoint.pth", weights_only=True)["model"]
     assert all(value.isfinite().all() for value in last.values())
+
+
+def test_nothing_to_train_on(coco, tmp_path):
+    """A misspelt split would train on nothing for days."""
+    annotations, folder = coco / "coco/annotations/instances_train2017.json", coco / "coco/train2017"
+    for seen, more in (["pizza"], ()), ("voc", [(annotations, folder, "pizza")]):
+        with pytest.raises(InputError, match="of the seen categories .pizza.; there is nothing to"):
+            train(annotations, folder, seen, tmp_path / "out", more_data=more, config=CONFIG)
+    assert not (tmp_path / "out").exists()
 
 
 def test_folder_in_use(coco, tmp_path):
@@ -476,7 +486,12 @@ def test_diverged_training_stops(coco, tmp_path, monkeypatch):
     bias, path = model.roi_heads.box_predictor.bbox_pred.bias, str(tmp_path / "weights.pth")
     for value, error, message in (
         (float("nan"), InputError, "weights.pth: .*bbox_pred.bias holds NaN"),
-        (3e38, FloatingPointError, "iteration 0.*learning rate"),
+        (
+            3e38,
+            FloatingPointError,
+            r"At iteration 0, on .*00\d.jpg, .*00\d.jpg, the losses are NaN or infinite .loss_box_sc.*"
+            r"loss_box_reg inf, .*learning rate",
+        ),
     ):
         torch.nn.init.constant_(bias, value)
         save_checkpoint(model, path)

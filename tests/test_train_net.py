@@ -232,6 +232,42 @@ def test_average_is_what_is_evaluated_and_saved(data, two_sets, tmp_path, caplog
 
 
 @NEEDS_DETECTRON2
+def test_diverged_training_tells_where(data, two_sets, tmp_path):
+    """Who has one bad image among thousands must be told which; what was good before must stay."""
+    from oln_d2.engine.trainer import Trainer
+    from oln_d2.model_zoo import load_config
+
+    more = ["DATASETS.TEST", (), "OUTPUT_DIR", str(tmp_path), "SOLVER.CHECKPOINT_PERIOD", 1]
+    trainer = Trainer(load_config(ROOT / RECIPE, [*SMALL, *two_sets, *more]))
+    trainer.resume_or_load()
+    trainer.register_hooks([Diverge()])
+    told = (
+        r"At iteration 1, on .*00\d.jpg, .*00\d.jpg, the losses are NaN or infinite .loss_box_score "
+        r"[\d.]+, loss_box_reg inf, .*lower SOLVER.BASE_LR"
+    )
+    with pytest.raises(FloatingPointError, match=told):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["model_0000000.pth"]
+    torch.nn.init.constant_(trainer.model.roi_heads.box_predictor.bbox_pred.bias, float("nan"))
+    with pytest.raises(FloatingPointError, match="Weights are NaN .*model_final is not written"):
+        trainer.checkpointer.save("model_final")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
+
+
+class Diverge:
+    """A hook after the first iteration."""
+
+    def before_train(self):
+        pass
+
+    before_step = after_backward = after_train = before_train
+
+    def after_step(self):
+        bias = self.trainer.model.roi_heads.box_predictor.bbox_pred.bias
+        torch.nn.init.constant_(bias, 3e38)
+
+
+@NEEDS_DETECTRON2
 def test_bfloat16_and_channels_last(data, two_sets, tmp_path):
     """They must train what float32 trains but for rounding, or say that the processor cannot."""
     from oln_d2.engine.trainer import Trainer

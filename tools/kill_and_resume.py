@@ -101,7 +101,9 @@ def command_of(name, data, output, iterations):
 
 def start(line, log):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    # What processes that are killed leave in the folder for temporary files goes with the rest.
+    temporary = os.path.dirname(log.name)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "TMPDIR": temporary}
     return subprocess.Popen(line, env=env, stdout=log, stderr=log, start_new_session=True)
 
 

@@ -203,7 +203,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             return
         if not all(value.isfinite().all() for value in self.model.state_dict().values()):
             raise FloatingPointError(
-                f"Weights are NaN or infinite, {name} is not saved: {DIVERGED}"
+                f"Weights are NaN or infinite, {name} is not written: {DIVERGED}"
             )
         content = {key: value.state_dict() for key, value in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
