@@ -192,7 +192,9 @@ def test_nothing_to_train_on(config, coco, tmp_path, filtered):
     register_coco_instances("crowds", {}, *where)
     try:
         cfg = config("DATALOADER.FILTER_EMPTY_ANNOTATIONS", filtered, "DATASETS.TRAIN", ("crowds",))
-        with pytest.raises(InputError, match="TRAIN: crowds holds no object to train on .crowds do"):
+        with pytest.raises(
+            InputError, match="TRAIN: crowds holds no object to train on .crowds do"
+        ):
             load_training_sets(cfg)
     finally:
         DatasetCatalog.remove("crowds")

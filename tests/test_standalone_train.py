@@ -453,7 +453,10 @@ def test_diverged_training_keeps_the_last_good_checkpoint(coco, tmp_path, capsys
 
 def test_nothing_to_train_on(coco, tmp_path):
     """A misspelt split would train on nothing for days."""
-    annotations, folder = coco / "coco/annotations/instances_train2017.json", coco / "coco/train2017"
+    annotations, folder = (
+        coco / "coco/annotations/instances_train2017.json",
+        coco / "coco/train2017",
+    )
     for seen, more in (["pizza"], ()), ("voc", [(annotations, folder, "pizza")]):
         with pytest.raises(InputError, match="of the seen categories .pizza.; there is nothing to"):
             train(annotations, folder, seen, tmp_path / "out", more_data=more, config=CONFIG)
@@ -944,7 +947,7 @@ def test_help_tells_the_defaults():
             value = int(value) if isinstance(value, float) else value
             assert re.search(rf"default {value}\b", told[name]), name
             checked += 1
-    assert checked == 11
+    assert checked == 12
 
 
 def test_command_names_bad_input(coco, tmp_path):
