@@ -492,8 +492,8 @@ def test_diverged_training_stops(coco, tmp_path, monkeypatch):
         (
             3e38,
             FloatingPointError,
-            r"At iteration 0, on .*00\d.jpg, .*00\d.jpg, the losses are NaN or infinite .loss_box_sc.*"
-            r"loss_box_reg inf, .*learning rate",
+            r"At iteration 0, on .*00\d.jpg, .*00\d.jpg, the losses are NaN or infinite .*"
+            r"loss_box_sc.*loss_box_reg inf, .*learning rate",
         ),
     ):
         torch.nn.init.constant_(bias, value)

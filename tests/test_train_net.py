@@ -242,8 +242,8 @@ def test_diverged_training_tells_where(data, two_sets, tmp_path):
     trainer.resume_or_load()
     trainer.register_hooks([Diverge()])
     told = (
-        r"At iteration 1, on .*00\d.jpg, .*00\d.jpg, the losses are NaN or infinite .loss_box_score "
-        r"[\d.]+, loss_box_reg inf, .*lower SOLVER.BASE_LR"
+        r"At iteration 1, on .*00\d.jpg, .*00\d.jpg, the losses are NaN or infinite ."
+        r"loss_box_score [\d.]+, loss_box_reg inf, .*lower SOLVER.BASE_LR"
     )
     with pytest.raises(FloatingPointError, match=told):
         trainer.train()
