@@ -234,8 +234,15 @@ def test_average_is_what_is_evaluated_and_saved(data, two_sets, tmp_path, caplog
 @NEEDS_DETECTRON2
 def test_diverged_training_tells_where(data, two_sets, tmp_path):
     """Who has one bad image among thousands must be told which; what was good before must stay."""
+    from detectron2.engine import HookBase
+
     from oln_d2.engine.trainer import Trainer
     from oln_d2.model_zoo import load_config
+
+    class Diverge(HookBase):
+        def after_step(self):
+            bias = self.trainer.model.roi_heads.box_predictor.bbox_pred.bias
+            torch.nn.init.constant_(bias, 3e38)
 
     more = ["DATASETS.TEST", (), "OUTPUT_DIR", str(tmp_path), "SOLVER.CHECKPOINT_PERIOD", 1]
     trainer = Trainer(load_config(ROOT / RECIPE, [*SMALL, *two_sets, *more]))
@@ -252,19 +259,6 @@ def test_diverged_training_tells_where(data, two_sets, tmp_path):
     with pytest.raises(FloatingPointError, match="Weights are NaN .*model_final is not written"):
         trainer.checkpointer.save("model_final")
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
-
-
-class Diverge:
-    """A hook after the first iteration."""
-
-    def before_train(self):
-        pass
-
-    before_step = after_backward = after_train = before_train
-
-    def after_step(self):
-        bias = self.trainer.model.roi_heads.box_predictor.bbox_pred.bias
-        torch.nn.init.constant_(bias, 3e38)
 
 
 @NEEDS_DETECTRON2
