@@ -227,6 +227,15 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
         model_zoo.get_checkpoint_url("small/oln_box_lite0_general.yaml")
 
 
+def test_home_stays_as_it_is(tmp_path):
+    """ONNX Runtime would report to its maker, and leave files where a container may let nobody."""
+    code = "import oln_d2; oln_d2.load()"
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("XDG", "ORT"))}
+    env = {**keep, "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True)
+    assert not list(tmp_path.rglob("*"))
+
+
 @pytest.mark.heavy
 def test_home_that_cannot_be_written(coco, disk, tmp_path):
     """Matplotlib keeps a cache there; a picture must come out all the same."""

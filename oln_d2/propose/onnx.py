@@ -5,8 +5,11 @@ import os
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
+
+# Else it reports to its maker what it runs, and keeps a number for that in the home folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 from oln_d2.checks import POSITIVE_INT, InputError, check_limits
 from oln_d2.files import StrPath, file_digest
