@@ -143,13 +143,13 @@ def test_frames(stage, images, expected):
 def cluster():
     ray = pytest.importorskip("ray", reason="Ray is not installed (extra `ray`)")
     pytest.importorskip("ray.data", reason="Ray Data is not installed (extra `ray`)")
-    os.environ["RAY_worker_niceness"] = "0"  # on a busy machine its workers would hardly run
     ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2 * 10**8
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=2 * 10**8,
+        _system_config={"worker_niceness": 0},  # a busy machine would hardly run them
     )
-    ray.data.DataContext.get_current().target_min_block_size = (
-        10**5
-    )  # so that both workers get some
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield ray
     ray.shutdown()
@@ -201,7 +201,7 @@ def test_ray(cluster, images, expected, tmp_path, monkeypatch, form):
     script.propose(
         SimpleNamespace(
             input=str(tmp_path / "in"), output=str(tmp_path / "out"), image="png", workers=2,
-            webdataset=form == "webdataset", cpus=0.5, gpus=0, top_k=5, **MODEL,
+            webdataset=form == "webdataset", rows=8, cpus=0.5, gpus=0, top_k=5, **MODEL,
         )
     )  # fmt: skip
     assert (tmp_path / "died").exists()
