@@ -18,6 +18,7 @@ def propose(args: argparse.Namespace) -> None:
         rows = ray.data.read_webdataset(args.input, decoder=None)  # as they are: not as arrays
     else:
         rows = ray.data.read_parquet(args.input)
+    rows = rows.repartition(target_num_rows_per_block=args.rows)
     rows.map_batches(
         oln_d2.BatchProposer,
         fn_constructor_kwargs={
@@ -27,7 +28,7 @@ def propose(args: argparse.Namespace) -> None:
             "top_k": args.top_k,
         },
         batch_format="pyarrow",  # which keeps the types of columns
-        batch_size=64,
+        batch_size=min(64, args.rows),
         compute=ray.data.ActorPoolStrategy(size=args.workers),
         num_cpus=args.cpus,
         num_gpus=args.gpus,
@@ -43,6 +44,9 @@ if __name__ == "__main__":
     parser.add_argument("--weights", help="a checkpoint or an .onnx file, on all machines")
     parser.add_argument("--min-size", type=int, help="as of oln-d2 propose")
     parser.add_argument("--top-k", type=int, default=100, help="as of oln-d2 propose")
+    parser.add_argument(
+        "--rows", type=int, default=256, help="at once, which a worker that dies has to do again"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that have a model each")
     # Reading and writing need CPUs, too: beside workers that hold all, nothing would begin.
     parser.add_argument("--cpus", type=float, default=0.5, help="of each of them, for Ray's books")

@@ -148,7 +148,11 @@ def cluster():
     # On a busy machine its workers would hardly run.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2 * 10**8
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=2 * 10**8,
+        _system_config={"worker_niceness": 0},  # a busy machine would hardly run them
     )
     ray.data.DataContext.get_current().target_min_block_size = (
         10**5
@@ -204,7 +208,7 @@ def test_ray(cluster, images, expected, tmp_path, monkeypatch, form):
     script.propose(
         SimpleNamespace(
             input=str(tmp_path / "in"), output=str(tmp_path / "out"), image="png", workers=2,
-            webdataset=form == "webdataset", cpus=0.5, gpus=0, top_k=5, **MODEL,
+            webdataset=form == "webdataset", rows=8, cpus=0.5, gpus=0, top_k=5, **MODEL,
         )
     )  # fmt: skip
     assert (tmp_path / "died").exists()

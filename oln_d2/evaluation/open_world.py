@@ -616,7 +616,7 @@ class _Ranking:
         removed, hit_t, hit_at, ignored_t, ignored_at = self._events(v, a)
         stays = np.ones(len(self.scores), bool)
         stays[removed] = False
-        before = np.cumsum(stays) - stays
+        before = np.cumsum(stays, dtype=np.int32) - stays
         stays &= before - np.repeat(before[self.starts], self.counts) < self.k
         in_range = self.in_range & (128 >> a) > 0  # as packbits has it
         # How many detections of the ranking up to each place would count if none was matched.
