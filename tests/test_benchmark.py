@@ -115,23 +115,27 @@ def test_onnx(photos, tmp_path, capsys):
             for i, (w, h) in enumerate([(120, 90), (90, 120)])
         ],
         "annotations": [
-            {"id": 1 + i, "image_id": i, "category_id": 1, "iscrowd": 0, "area": 5400}
-            | {"bbox": [0, 0, w / 2, h]}
+            {"id": 2 * i + c, "image_id": i, "category_id": c, "iscrowd": 0, "area": 5400}
+            | {"bbox": [(c - 1) * w / 2, 0, w / 2, h]}
             for i, (w, h) in enumerate([(120, 90), (90, 120)])
+            for c in (1, 2)
         ],
-        "categories": [{"id": 1, "name": "half"}],
+        "categories": [{"id": 1, "name": "half"}, {"id": 2, "name": "other half"}],
     }
     (tmp_path / "gt.json").write_text(json.dumps(content))
     write_tensorflow_form(tmp_path / "halves.onnx")
     line = ["benchmark", "onnx", str(photos), "--other"]
     more = ["--gt", str(tmp_path / "gt.json"), "--split", "half", "--threads", "1"]
-    more += ["--proposals", "20", "--repeats", "1"]
-    assert main([*line, str(tmp_path / "halves.onnx"), *more]) == 0
-    ours, fewer, other, *torchvision = rows(capsys.readouterr().out)
-    assert [ours[0], fewer[0], other[0]] == [
-        "OLN-Box", "OLN-Box, the best 20 proposals", "halves.onnx"
+    more += ["--proposals", "20", "--sizes", "64", "--repeats", "1"]
+    plot = tmp_path / "recall.svg"
+    assert main([*line, str(tmp_path / "halves.onnx"), *more, "--plot", str(plot)]) == 0
+    ours, fewer, small, other, *torchvision = rows(capsys.readouterr().out)
+    assert [ours[0], fewer[0], small[0], other[0]] == [
+        "OLN-Box", "OLN-Box, the best 20 proposals", "OLN-Box, 64 pixels", "halves.onnx"
     ]  # fmt: skip
-    assert other[3:] == ["100.0", "100.0"] and len(ours) == len(fewer) == 5
+    assert other[3:] == ["0.0 / 50.0", "0.0 / 50.0"] and len(ours) == len(fewer) == 5
+    assert float(small[1]) < float(ours[1])
+    assert plot.read_text().count("<!-- 64 pixels -->") == 2  # a panel for each k
     assert len(torchvision) == 2 and all(float(row[1]) > float(other[1]) for row in torchvision)
     assert main([*line, weights.find(".onnx"), *more]) == 2
     assert "only files of TensorFlow's form can be compared" in capsys.readouterr().err

@@ -22,13 +22,13 @@ from oln_d2.data.coco import load_coco
 from oln_d2.data.images import open_image
 from oln_d2.evaluation import evaluate
 from oln_d2.evaluation.coco_results import write_results
-from oln_d2.files import StrPath
+from oln_d2.evaluation.plot import require_format
+from oln_d2.files import StrPath, write_whole
 from oln_d2.loading import load
 from oln_d2.propose.inputs import find_sources
 from oln_d2.propose.proposer import Proposer
 
-OUTPUTS = 100  # boxes of an image
-KS = 10, 100
+KS = 10, 100, 1000
 TORCHVISION = "fasterrcnn_mobilenet_v3_large_320_fpn"
 
 
@@ -89,30 +89,41 @@ def benchmark_onnx(
     split: str = "voc",
     other: StrPath | None = None,
     proposals: Sequence[int] = (700, 500),
+    sizes: Sequence[int] = (),
+    top_k: int = 100,
     threads: Sequence[int] = (1, 2),
     repeats: int = 5,
+    plot: StrPath | None = None,
 ) -> None:
     """
     Print tables: milliseconds of the shipped model, with all and with the best proposals only, and
-    of others for the same images, resized before, one by one; 100 boxes of each. torchvision's
-    small Faster R-CNN, without weights and for one class, is among them where torchvision is.
+    of others for the same images, resized before, one by one. torchvision's small Faster R-CNN,
+    without weights and for one class, is among them where torchvision is.
 
     Args:
         images: a folder.
-        gt: a COCO file of the images there; recall of all objects is then printed, too, in percent.
+        gt: a COCO file of the images there; recall is then printed, too, in percent, of unseen and
+            of all objects.
         split: its seen categories, see :func:`oln_d2.evaluate`.
         other: a file for :class:`TensorFlowDetector`.
         proposals: so many of the best.
+        sizes: other lengths of the shorter image side.
+        top_k: boxes of an image, of each; AR is at 10, 100 and 1000 boxes, as far as there are.
         threads: a table for each.
         repeats: turns through all images, of which the median is taken.
+        plot: with `gt`, a picture of recall against time, of the first of `threads`.
 
     Raises:
         InputError: an argument or file that cannot be used.
     """
-    check_limits(repeats=(repeats, POSITIVE_INT))
+    check_limits(repeats=(repeats, POSITIVE_INT), top_k=(top_k, POSITIVE_INT))
     for name, numbers in ("proposals", proposals), ("threads", threads):
         for number in numbers:
             check_limits(**{name: (number, POSITIVE_INT)})
+    if plot is not None:
+        require_format(plot)
+        if gt is None:
+            raise InputError("a picture of recall needs annotations of the images; give gt")
     if gt is None:
         paths, ids = [source.path for source in find_sources([os.fspath(images)])[1]], []
     else:
@@ -120,10 +131,15 @@ def benchmark_onnx(
         paths = [os.path.join(images, entry["file_name"]) for entry in entries]
         ids = [entry["id"] for entry in entries]
     photos = [open_image(path) for path in paths]
+    ks = [k for k in KS if k <= top_k]
+    recalls: dict[str, list[str]] = {}  # the same with any number of threads
     for number in threads:
-        runs = {"OLN-Box": _ours(photos, number)}
+        runs = {"OLN-Box": _ours(photos, top_k, number)}
         for kept in proposals:
-            runs[f"OLN-Box, the best {kept} proposals"] = _ours(photos, number, kept)
+            name = f"OLN-Box, the best {kept} proposals"
+            runs[name] = _ours(photos, top_k, number, proposals=kept)
+        for size in sizes:
+            runs[f"OLN-Box, {size} pixels"] = _ours(photos, top_k, number, size=size)
         known = list(runs)
         if other is not None:
             runs[os.path.basename(other)] = _other(photos, number, other)
@@ -133,14 +149,21 @@ def benchmark_onnx(
         else:
             print("torchvision is not installed, so its model is not measured")
         measured = take_turns([_timed(run, len(photos)) for run in runs.values()], repeats)
+        times = {name: median(found, "seconds") for name, found in zip(runs, measured)}
         rows = []
         for (name, run), found in zip(runs.items(), measured):
-            recall = _recall(run, ids, gt, split) if ids and name in known else [""] * len(KS)
-            milliseconds = f"{1000 * median(found, 'seconds'):.1f}"
-            rows.append([name, milliseconds, ratio(found, measured[0]), *recall])
+            if ids and name in known and name not in recalls:
+                recalls[name] = _recall(run, ids, gt, split, ks)
+            ratios = ratio(found, measured[0])
+            row = [name, f"{1000 * times[name]:.1f}", ratios]
+            rows.append(row + [f"{u:.1f} / {a:.1f}" for u, a in recalls.get(name, [])])
         print(f"{len(photos)} images, median of {repeats} turns, threads: {number}")
-        headers = ["", "ms an image", "ratio to the first", *(f"AR@{k}" for k in KS)]
+        if ids:
+            print("AR of unseen / all objects in percent")
+        headers = ["", "ms an image", "ratio to the first", *(f"AR@{k}" for k in ks if ids)]
         print(tabulate(rows, headers, disable_numparse=True))
+        if plot is not None and number == threads[0]:
+            _plot(plot, times, recalls, ks)
 
 
 def _timed(run, number):
@@ -153,13 +176,31 @@ def _timed(run, number):
     return turn
 
 
-def _recall(run, ids, gt, split):
+def _recall(run, ids, gt, split, ks):
+    """Of unseen and all objects at each of `ks`, in percent."""
     rows = [(own, *run(i), None, {}) for i, own in enumerate(ids)]
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "results.json")
         write_results(path, rows)
         result = evaluate(gt, path, seen=split)
-    return [f"{100 * result.ar(k, 'all'):.1f}" for k in KS]
+    return [(100 * result.ar(k, "unseen"), 100 * result.ar(k, "all")) for k in ks]
+
+
+def _plot(path, times, recalls, ks):
+    """AR of unseen objects against the time of an image, a panel for each k."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(ks), 3.6), layout="constrained")
+    for axes, (i, k) in zip(figure.subplots(1, len(ks), squeeze=False)[0], enumerate(ks)):
+        for name, recall in recalls.items():
+            at = 1000 * times[name], recall[i][0]
+            axes.plot(*at, "o")
+            label = name.replace("OLN-Box, ", "").replace("the best ", "")
+            axes.annotate(label, at, xytext=(4, -3), textcoords="offset points", fontsize=7)
+        axes.set(xscale="log", xlabel="ms an image", ylabel=f"AR@{k} of unseen objects in percent")
+        axes.grid(alpha=0.3)
+    with write_whole(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def _shipped(threads: int, proposals: int | None = None) -> Proposer:
@@ -173,12 +214,19 @@ def _shipped(threads: int, proposals: int | None = None) -> Proposer:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _ours(photos: list[Image.Image], threads: int, proposals: int | None = None) -> Run:
+def _ours(
+    photos: list[Image.Image],
+    top_k: int,
+    threads: int,
+    proposals: int | None = None,
+    size: int | None = None,
+) -> Run:
     proposer = _shipped(threads, proposals)
+    proposer.look_closer(size)
     prepared = [proposer.prepare(photo) for photo in photos]
 
     def run(i):
-        (found,) = proposer.propose([prepared[i]], OUTPUTS, 0.0, None)
+        (found,) = proposer.propose([prepared[i]], top_k, 0.0, None)
         return to_xywh(found.boxes), found.scores
 
     return run

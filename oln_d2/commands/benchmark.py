@@ -100,9 +100,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also with the N best proposals only (default 700 500)",
     )
     parser.add_argument(
+        "--sizes", type=int, nargs="*", default=[], metavar="PX", help="also by these --min-size"
+    )
+    parser.add_argument("--top-k", type=int, default=100, metavar="K", help="boxes (default 100)")
+    parser.add_argument(
         "--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="default 1 2"
     )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns (default 5)")
+    parser.add_argument("--plot", metavar="FILE", help="with --gt: recall against time")
     parser.set_defaults(benchmark=_onnx)
     parser = what.add_parser(
         "propose",
@@ -177,7 +182,9 @@ def _infer(args: argparse.Namespace) -> None:
 def _onnx(args: argparse.Namespace) -> None:
     from oln_d2.benchmark.onnx import benchmark_onnx
 
-    benchmark_onnx(args.images, **pick(args, "gt split other proposals threads repeats"))
+    benchmark_onnx(
+        args.images, **pick(args, "gt split other proposals sizes top_k threads repeats plot")
+    )
 
 
 def _propose(args: argparse.Namespace) -> None:
