@@ -66,6 +66,17 @@ def test_inference(models, photos, capsys):
     assert re.fullmatch(r"\d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\)", fewer[2])
 
 
+@pytest.mark.heavy
+def test_compiled(photos, tmp_path, capsys):
+    """What is compiled must stand beside what is not, and do the same work."""
+    (tmp_path / "recipe.yaml").write_text(f"model: {json.dumps(MODEL)}")
+    more = ["--proposals", "20", "--repeats", "1", "--photos", str(photos), "--compile"]
+    line = ["benchmark", "infer", "--config", str(tmp_path / "recipe.yaml")]
+    assert main([*line, *more]) == 0
+    ours, compiled, *_ = rows(capsys.readouterr().out)
+    assert compiled[0] == "OLN-Box, all proposals, torch.compile" and compiled[3] == ours[3]
+
+
 def test_training(models, photos, capsys):
     """Both detectors must be there in every format, and the parts of a step be all of it."""
     more = ["--batch-size", "2", "--repeats", "1", "--photos", str(photos)]

@@ -3,6 +3,7 @@ OLN-Box and a class-agnostic Faster R-CNN of the same size, to be measured side 
 the same backbone, and with clocks at their stages.
 """
 
+import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -268,22 +269,28 @@ def standalone(
     batch_size: int,
     device: str,
     proposals: Sequence[int] = (),
+    compiled: bool = False,
 ) -> list[TimedDetector]:
     """
     Args:
         config: arguments of :func:`build_detector`, for a model without weights. None: the shipped
             model; the other's backbone has its weights, too.
         proposals: numbers of the best proposals that go through the second stage, instead of all.
+        compiled: also with backbone and pyramid by `torch.compile`.
 
     Returns:
-        OLN-Box, then with so many `proposals`, and last the Faster R-CNN of the same backbone,
-        pyramid, anchors and widths, with :data:`PROPOSALS`.
+        OLN-Box, compiled, then with so many `proposals`, and last the Faster R-CNN of the same
+        backbone, pyramid, anchors and widths, with :data:`PROPOSALS`.
     """
     if config is None:
         ours = load_detector(weights.find(".safetensors"))
     else:
         ours = settle(build_detector(**{"ltrb_init": 0.5, **config}))  # anchors as boxes
     models = {f"OLN-Box, {ALL}": ours}
+    if compiled:
+        faster = models[f"OLN-Box, {ALL}, torch.compile"] = copy.deepcopy(ours)
+        # In this way the clocks around it are not compiled.
+        faster.backbone.forward = torch.compile(faster.backbone.forward, dynamic=True)
     for number in proposals:
         fewer = build_detector(**{**ours.config, "rpn_post_nms_top_n_test": number})
         fewer.load_state_dict(ours.state_dict())

@@ -6,7 +6,7 @@ from typing import Any
 from tabulate import tabulate
 
 from oln_d2.benchmark.measure import median, ratio, take_turns
-from oln_d2.checks import POSITIVE_INT, SEED, check_limits, needs
+from oln_d2.checks import POSITIVE_INT, SEED, InputError, check_limits, needs
 from oln_d2.files import StrPath
 
 
@@ -16,6 +16,7 @@ def benchmark_infer(
     *,
     photos: StrPath | None = None,
     proposals: Sequence[int] = (1000, 700, 500),
+    compiled: bool = False,
     repeats: int = 5,
     device: str = "cpu",
     seed: int = 0,
@@ -30,6 +31,8 @@ def benchmark_infer(
         recipes: instead of these, two of Detectron2, ours first.
         photos: a folder; None: the examples in the repository.
         proposals: so many of the best.
+        compiled: also with backbone and pyramid by `torch.compile`, which needs a C++ compiler; not
+            with `recipes`.
         repeats: of which the median is taken.
         device: where.
         seed: of weights.
@@ -41,6 +44,8 @@ def benchmark_infer(
     check_limits(repeats=(repeats, POSITIVE_INT), seed=(seed, SEED))
     for number in proposals:
         check_limits(proposals=(number, POSITIVE_INT))
+    if compiled and recipes is not None:
+        raise InputError("only the models of this package are compiled; leave out compiled")
     with needs("benchmark infer", "torch"):
         import torch
 
@@ -52,7 +57,7 @@ def benchmark_infer(
     images = detectors.read_photographs(photos)
     torch.manual_seed(seed)
     if recipes is None:
-        subjects = detectors.standalone(model, images, 1, device, proposals)
+        subjects = detectors.standalone(model, images, 1, device, proposals, compiled)
     else:
         subjects = detectors.detectron2(recipes, images, 1, device, proposals)
     measured = take_turns([subject.infer for subject in subjects], repeats)

@@ -75,6 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how many of the best go through the second stage (default 1000 700 500)",
     )
+    parser.add_argument(
+        "--compile",
+        dest="compiled",
+        action="store_true",
+        help="also with backbone and pyramid by torch.compile (needs a C++ compiler)",
+    )
     parser.set_defaults(benchmark=_infer)
     parser = what.add_parser(
         "onnx",
@@ -175,7 +181,7 @@ def _train(args: argparse.Namespace) -> None:
 def _infer(args: argparse.Namespace) -> None:
     from oln_d2.benchmark.inference import benchmark_infer
 
-    names = "photos proposals repeats device seed"
+    names = "photos proposals compiled repeats device seed"
     benchmark_infer(_model(args), args.detectron2, **pick(args, names))
 
 
