@@ -20,8 +20,7 @@ from oln_d2.boxes import to_xywh
 from oln_d2.checks import POSITIVE_INT, InputError, check_limits
 from oln_d2.data.coco import load_coco
 from oln_d2.data.images import open_image
-from oln_d2.evaluation import evaluate
-from oln_d2.evaluation.coco_results import write_results
+from oln_d2.evaluation import GroundTruth, OpenWorldRecall
 from oln_d2.evaluation.plot import require_format
 from oln_d2.files import StrPath, write_whole
 from oln_d2.loading import load
@@ -87,6 +86,7 @@ def benchmark_onnx(
     gt: StrPath | None = None,
     *,
     split: str = "voc",
+    number: int | None = None,
     other: StrPath | None = None,
     proposals: Sequence[int] = (700, 500),
     sizes: Sequence[int] = (),
@@ -105,6 +105,7 @@ def benchmark_onnx(
         gt: a COCO file of the images there; recall is then printed, too, in percent, of unseen and
             of all objects.
         split: its seen categories, see :func:`oln_d2.evaluate`.
+        number: of images, evenly taken from all; None: all.
         other: a file for :class:`TensorFlowDetector`.
         proposals: so many of the best.
         sizes: other lengths of the shorter image side.
@@ -124,46 +125,58 @@ def benchmark_onnx(
         require_format(plot)
         if gt is None:
             raise InputError("a picture of recall needs annotations of the images; give gt")
+    if number is not None:
+        check_limits(number=(number, POSITIVE_INT))
+    content = None
     if gt is None:
-        paths, ids = [source.path for source in find_sources([os.fspath(images)])[1]], []
+        paths = [source.path for source in find_sources([os.fspath(images)])[1]]
+        paths = _evenly(paths, number)
     else:
-        entries = load_coco(gt)["images"]
+        content = load_coco(gt)
+        entries = content["images"] = _evenly(content["images"], number)
+        ids = {entry["id"] for entry in entries}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
         paths = [os.path.join(images, entry["file_name"]) for entry in entries]
-        ids = [entry["id"] for entry in entries]
     photos = [open_image(path) for path in paths]
     ks = [k for k in KS if k <= top_k]
     recalls: dict[str, list[str]] = {}  # the same with any number of threads
-    for number in threads:
-        runs = {"OLN-Box": _ours(photos, top_k, number)}
+    for count in threads:
+        runs = {"OLN-Box": _ours(photos, top_k, count)}
         for kept in proposals:
             name = f"OLN-Box, the best {kept} proposals"
-            runs[name] = _ours(photos, top_k, number, proposals=kept)
+            runs[name] = _ours(photos, top_k, count, proposals=kept)
         for size in sizes:
-            runs[f"OLN-Box, {size} pixels"] = _ours(photos, top_k, number, size=size)
+            runs[f"OLN-Box, {size} pixels"] = _ours(photos, top_k, count, size=size)
         known = list(runs)
         if other is not None:
-            runs[os.path.basename(other)] = _other(photos, number, other)
+            runs[os.path.basename(other)] = _other(photos, count, other)
             known.append(os.path.basename(other))
         if importlib.util.find_spec("torchvision"):
-            runs |= _torchvision(photos, number)
+            runs |= _torchvision(photos, count)
         else:
             print("torchvision is not installed, so its model is not measured")
         measured = take_turns([_timed(run, len(photos)) for run in runs.values()], repeats)
         times = {name: median(found, "seconds") for name, found in zip(runs, measured)}
         rows = []
         for (name, run), found in zip(runs.items(), measured):
-            if ids and name in known and name not in recalls:
-                recalls[name] = _recall(run, ids, gt, split, ks)
+            if content and name in known and name not in recalls:
+                recalls[name] = _recall(run, content, split, ks)
             ratios = ratio(found, measured[0])
             row = [name, f"{1000 * times[name]:.1f}", ratios]
             rows.append(row + [f"{u:.1f} / {a:.1f}" for u, a in recalls.get(name, [])])
-        print(f"{len(photos)} images, median of {repeats} turns, threads: {number}")
-        if ids:
+        print(f"{len(photos)} images, median of {repeats} turns, threads: {count}")
+        if content:
             print("AR of unseen / all objects in percent")
-        headers = ["", "ms an image", "ratio to the first", *(f"AR@{k}" for k in ks if ids)]
+        headers = ["", "ms an image", "ratio to the first", *(f"AR@{k}" for k in ks if content)]
         print(tabulate(rows, headers, disable_numparse=True))
-        if plot is not None and number == threads[0]:
+        if plot is not None and count == threads[0]:
             _plot(plot, times, recalls, ks)
+
+
+def _evenly(values, number):
+    """So many of them, at equal distances."""
+    number = min(number or len(values), len(values))
+    return [values[i * len(values) // number] for i in range(number)]
 
 
 def _timed(run, number):
@@ -176,13 +189,12 @@ def _timed(run, number):
     return turn
 
 
-def _recall(run, ids, gt, split, ks):
+def _recall(run, content, split, ks):
     """Of unseen and all objects at each of `ks`, in percent."""
-    rows = [(own, *run(i), None, {}) for i, own in enumerate(ids)]
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "results.json")
-        write_results(path, rows)
-        result = evaluate(gt, path, seen=split)
+    recall = OpenWorldRecall(GroundTruth(content, split))
+    for i, entry in enumerate(content["images"]):
+        recall.update(entry["id"], *run(i), box_format="xywh")
+    result = recall.result()
     return [(100 * result.ar(k, "unseen"), 100 * result.ar(k, "all")) for k in ks]
 
 

@@ -92,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="DIR", help="a folder of photographs")
     parser.add_argument("--gt", metavar="JSON", help="of them, COCO format: also print recall")
     parser.add_argument("--split", default="voc", help="its seen categories (default voc)")
+    parser.add_argument("--number", type=int, metavar="N", help="of images (default: all)")
     parser.add_argument(
         "--other",
         metavar="FILE",
@@ -188,9 +189,8 @@ def _infer(args: argparse.Namespace) -> None:
 def _onnx(args: argparse.Namespace) -> None:
     from oln_d2.benchmark.onnx import benchmark_onnx
 
-    benchmark_onnx(
-        args.images, **pick(args, "gt split other proposals sizes top_k threads repeats plot")
-    )
+    names = "gt split number other proposals sizes top_k threads repeats plot"
+    benchmark_onnx(args.images, **pick(args, names))
 
 
 def _propose(args: argparse.Namespace) -> None:

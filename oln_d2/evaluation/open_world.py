@@ -671,7 +671,7 @@ def _descending(scores):
 def _require_finite(name, values, first):
     if values.dtype.kind not in "fiub":
         raise InputError(f"{name}: expected numbers, not {values.dtype}")
-    if -LARGE < values.min(initial=0) and values.max(initial=0) < LARGE:  # not so NaN
+    if -LARGE < float(values.min(initial=0)) and float(values.max(initial=0)) < LARGE:  # not so NaN
         return
     bad = np.flatnonzero(~(np.abs(values) < LARGE).reshape(len(values), -1).all(1))
     if len(bad):
