@@ -18,3 +18,4 @@ SCORES = (
     Score("mask_scores", "mask_score", "m", "IoU of the mask"),
 )
 OBJECTNESS, BOX_SCORE, MASK_SCORE = SCORES
+FUSED = (OBJECTNESS.field, BOX_SCORE.field)  # in the score of OLN-Box

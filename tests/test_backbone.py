@@ -34,6 +34,7 @@ def both(request, tmp_path_factory):
         + ["MODEL.CHANNELS_LAST", True, "MODEL.FPN.IN_FEATURES", []]  # a run may have had them
         + ["MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 64]
         + ["INPUT.MIN_SIZE_TEST", 224, "INPUT.MAX_SIZE_TEST", 320]
+        + (["MODEL.OLN.SCORES", ["objectness"]] if norm == "BN" else [])
     )
     (folder / "config.yaml").write_text(cfg.dump())
     config = detector_config(folder / "config.yaml")

@@ -395,6 +395,17 @@ def test_rpn_nms_drops_duplicates():
     assert box_iou(small, small).fill_diagonal_(0).max() <= 0.7 or len(small) == 0
 
 
+@pytest.mark.parametrize("field, attribute", [("objectness",) * 2, ("box_score", "box_scores")])
+def test_one_score_alone(field, attribute, tmp_path):
+    """Detections must be ranked by the score that was chosen, after a checkpoint as before."""
+    model = standalone_model(min_size=96, max_size=128, scores=[field]).eval()
+    save_checkpoint(model, tmp_path / "model.safetensors")
+    for own in model, load_detector(tmp_path / "model.safetensors"):
+        (found,) = own([torch.rand(3, 96, 128)])
+        assert found["scores"].equal(found[attribute]) and (found["scores"].diff() <= 0).all()
+        assert len(found["scores"]) > 20 and found["scores"].unique().numel() > 20
+
+
 def test_images_without_objects_and_batches():
     """
     Images without objects must train with a gradient for every parameter; results keep the order.
@@ -548,6 +559,8 @@ def test_bad_images(image, message):
         ({"depth": 10, "weights_backbone": "DEFAULT"}, "no pretrained weights for depth 10"),
         ({"architecture": "yolo"}, "oln_box, oln_mask, faster_rcnn"),
         ({"anchor_sizes": [32]}, "P2..P5"),
+        ({"scores": ["objectnes"]}, "scores is .*one or more of objectness, box_score"),
+        ({"scores": []}, "scores is .*one or more of objectness, box_score"),
     ],
 )
 def test_bad_settings(config, message):

@@ -6,6 +6,7 @@ from typing import Any
 from oln_d2.checks import InputError
 from oln_d2.files import StrPath
 from oln_d2.model_zoo import flatten, load_config
+from oln_d2.scores import FUSED
 from oln_d2.standalone.build import CHANNELS, NORMS
 
 # What may differ from the paper's recipe: settings that the standalone model has, too, settings of
@@ -53,6 +54,8 @@ def detector_config(config_file: StrPath) -> dict[str, Any]:
         wanted["MODEL.FPN.IN_FEATURES"] = []  # all of them, too
     if depth == 10:
         wanted["MODEL.BACKBONE.NAME"] = _RESNET10
+    if set(model.OLN.SCORES) <= set(FUSED):
+        wanted["MODEL.OLN.SCORES"] = model.OLN.SCORES
     if timm:
         wanted.update(flatten(model.RESNETS, "MODEL.RESNETS."))  # not used
         wanted["MODEL.BACKBONE.NAME"] = _TIMM
@@ -81,6 +84,7 @@ def detector_config(config_file: StrPath) -> dict[str, Any]:
         "rpn_nms_thresh": model.RPN.NMS_THRESH if model.OLN.RPN_NMS_TEST else None,
         "objectness_negatives": model.OLN.OBJECTNESS_NEGATIVES,
         "box_score_negatives": model.OLN.BOX_SCORE_NEGATIVES,
+        "scores": tuple(model.OLN.SCORES),
         "representation_size": model.ROI_BOX_HEAD.FC_DIM,
         "box_nms_thresh": model.ROI_HEADS.NMS_THRESH_TEST,
         "box_detections_per_img": cfg.TEST.DETECTIONS_PER_IMAGE,

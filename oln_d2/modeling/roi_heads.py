@@ -15,7 +15,7 @@ from oln_d2.checks import InputError
 from oln_d2.localization import QUALITIES, box_quality, fuse_scores, quality_entropy, quality_loss
 from oln_d2.masks import MASKS_AT_ONCE
 from oln_d2.modeling.mask_head import OLNMaskHead, PastedAsRLE, mask_areas
-from oln_d2.scores import BOX_SCORE, MASK_SCORE, OBJECTNESS, SCORES
+from oln_d2.scores import BOX_SCORE, FUSED, MASK_SCORE, OBJECTNESS, SCORES
 
 """
 Shape shorthand in this module:
@@ -30,9 +30,6 @@ Naming convention:
     positive: an RoI whose gt_classes is a foreground class. All foreground classes are one,
     "object".
 """
-
-# The scores that a detection's score can be made of before there are masks.
-FUSED = (OBJECTNESS.field, BOX_SCORE.field)
 
 
 class OLNOutputLayers(FastRCNNOutputLayers):

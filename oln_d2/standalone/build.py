@@ -29,6 +29,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from oln_d2.checks import NOT_NEGATIVE, POSITIVE_INT, InputError, Limit, check_limits, one_of
 from oln_d2.files import StrPath
 from oln_d2.masks import MaskScoreHead
+from oln_d2.scores import FUSED
 from oln_d2.standalone.checkpoint import (
     load_checkpoint,
     load_parameters,
@@ -58,7 +59,7 @@ _SHARED = (
 # The settings of each architecture, beside those that `build_detector` names, and their defaults.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "oln_box": _OLN_BOX,
-    "oln_mask": {**_OLN_BOX, "mask_channels": 256},
+    "oln_mask": {n: v for n, v in _OLN_BOX.items() if n != "scores"} | {"mask_channels": 256},
     "faster_rcnn": {
         **{name: _OLN_BOX[name] for name in _SHARED.split()},
         "rpn_post_nms_top_n_train": 1000,
@@ -174,6 +175,11 @@ def _check_settings(architecture, settings):
         default = defaults.get(name)
         if isinstance(default, bool):
             limit = one_of(True, False)
+        elif name == "scores":
+            limit = Limit(
+                lambda names: len(names) > 0 and set(names) <= set(FUSED),
+                f"a list of one or more of {', '.join(FUSED)}",
+            )
         elif isinstance(default, tuple) or (
             name == "min_size" and isinstance(value, (list, tuple))
         ):

@@ -34,7 +34,7 @@ from oln_d2.localization import (
     select_proposals,
 )
 from oln_d2.masks import MASKS_AT_ONCE, MaskScoreHead, paste_masks
-from oln_d2.scores import BOX_SCORE, MASK_SCORE, OBJECTNESS, SCORES
+from oln_d2.scores import BOX_SCORE, FUSED, MASK_SCORE, OBJECTNESS, SCORES
 
 """
 Shape shorthand in this module:
@@ -417,18 +417,20 @@ class OLNPredictor(nn.Module):
 class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
     """
     torchvision's `RoIHeads` that learn the IoU of an RoI, no class, and one of its mask.
-    `score_negatives`: see :class:`OLNBox`.
+    `score_negatives`, `fused`: see :class:`OLNBox`.
     """
 
     def __init__(
         self,
         *args,
         score_negatives: bool = False,
+        fused: Sequence[str] = FUSED,
         mask_score: MaskScoreHead | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.score_negatives = score_negatives
+        self.fused = fused
         self.mask_score = mask_score
 
     def forward(self, features, proposals, image_shapes, targets=None):
@@ -497,7 +499,8 @@ class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
 
     def _detections(self, proposals, boxes, iou, image_shape):
         """What NMS leaves of the refined `boxes` (P, 4) of an image, with predicted `iou` (P,)."""
-        scores = fuse_scores(proposals[OBJECTNESS.attribute], iou)
+        qualities = {OBJECTNESS.field: proposals[OBJECTNESS.attribute], BOX_SCORE.field: iou}
+        scores = fuse_scores(*(qualities[name] for name in self.fused))
         finite = boxes.isfinite().all(dim=1) & (scores > self.score_thresh)
         detections = {
             "boxes": clip_boxes_to_image(boxes, image_shape),
@@ -576,6 +579,8 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
             before it predicts from them. 1, as in the authors' code, is so small that the
             predictors take thousands of iterations to leave their start. With F, they learn as at
             F * F times the rate: short schedules want 4.
+        scores: whose geometric mean is the score of a detection: "objectness", the first stage's,
+            "box_score", the second's, or both, as in the paper. Not of OLN-Mask, which takes all.
         representation_size: width of the two layers of the second stage.
         box_batch_size_per_image: RoIs sampled per image in training.
         box_nms_thresh: IoU of the NMS of the detections.
@@ -600,6 +605,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         box_score_negatives: bool = False,
         ltrb_init: float = 0.0,
         rpn_feature_norm: float = 1.0,
+        scores: Sequence[str] = FUSED,
         representation_size: int = 1024,
         box_batch_size_per_image: int = 512,
         box_nms_thresh: float = 0.7,
@@ -642,6 +648,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
             nms_thresh=box_nms_thresh,
             detections_per_img=box_detections_per_img,
             score_negatives=box_score_negatives,
+            fused=scores,
             **(mask_parts or {}),
         )
         transform = Transform(min_size, max_size, pixel_mean, pixel_std)
