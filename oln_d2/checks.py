@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any, NamedTuple
 
-LONGEST = 600  # characters of a message
+LONGEST = 400  # characters of a message
 
 
 class InputError(ValueError):
@@ -19,7 +19,7 @@ class InputError(ValueError):
     def __init__(self, message: str):
         # Of a long one, the beginning names the file and the end the remedy.
         if len(message) > LONGEST:
-            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 3 :]}"
+            message = f"{message[:220]} ... {message[-150:]}"
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 

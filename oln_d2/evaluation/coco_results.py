@@ -352,7 +352,7 @@ def _check_together(ground_truth: GroundTruth, detections: Detections) -> None:
         if len(other):
             raise InputError(
                 f"{detections.source}: entry {other[0]}: mask of size "
-                f"{detections.masks[other[0]]['size']} on an image of size "
+                f"{list(detections.masks[other[0]]['size'])} on an image of size "
                 f"{known[other[0]].astype(int).tolist()} (height, width) in {ground_truth.source}; "
                 "write masks of the image's size"
             )
