@@ -261,7 +261,7 @@ def test_what_is_left_out_of_training_is_said(coco, caplog):
     ]
     content["images"][0]["height"] = 0
     open(json_file, "w").write(json.dumps(content))
-    with pytest.raises(InputError, match=r"images\[0\]: height 0; write"):
+    with pytest.raises(InputError, match=r"images\[0\]: height is 0; write"):
         load_images(json_file, image_root, "voc", training=True)
 
 

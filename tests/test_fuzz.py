@@ -178,6 +178,9 @@ def journal(data):
         read = Journal("out/journal.jsonl", SETTINGS)
         try:
             for name, place in read.places.items():
+                for frame in place.frames or ():
+                    assert frame.startswith(f"{name}/") and frame.endswith(".jpg")
+                    assert frame.count("/") == name.count("/") + 1
                 if place.frames is None:
                     found = read.read_proposals(name)
                     assert np.isfinite(found.boxes).all() and len(found.boxes) == len(found.scores)

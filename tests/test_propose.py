@@ -289,6 +289,9 @@ def test_other_settings_are_not_mixed_in(weights, photos, tmp_path, capsys):
     save_checkpoint(model, str(other))
     assert propose(*common, other) == 2
     assert "another model" in capsys.readouterr().err
+    assert propose(photos / "more/1.png", *common[1:], weights) == 2
+    told = f"proposals for images in {photos}, not in {photos}/more, are in this folder"
+    assert told in capsys.readouterr().err
 
 
 def test_killed_run_goes_on(weights, tmp_path):

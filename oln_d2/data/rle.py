@@ -22,7 +22,9 @@ def to_rle(mask: Any, height: float, width: float) -> dict[str, Any]:
     Raises:
         Exception: it is something else; pycocotools raises no narrower one.
     """
-    if isinstance(mask, list) and mask:
+    if not mask:
+        raise ValueError("it is empty")
+    if isinstance(mask, list):
         height, width = int(height), int(width)
         check_polygons(mask, height, width)
         return mask_utils.merge(mask_utils.frPyObjects(mask, height, width))

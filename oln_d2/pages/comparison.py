@@ -37,7 +37,7 @@ from oln_d2.pages.figures import COLORS, write_figures
 from oln_d2.pages.page import Item, write_page
 
 MOST_FILES = 20  # neither colours nor eyes distinguish more
-MOST_PIXELS = 10_000**2  # of the blank ground in place of an image
+MOST_PIXELS = 2_000  # a side of the blank ground in place of an image
 PICTURE_K = 30  # boxes of an image that are shown at first, and by which images are sorted
 
 
@@ -303,6 +303,7 @@ def _items(comparison, gt, best, entries, paths):
         index = int(gt.index_images([row.id])[0])
         objects = Objects.of(gt, index)
         image: Image.Image | None = None
+        scale = 1.0
         if paths is not None:
             try:
                 if row.id not in paths:
@@ -316,20 +317,17 @@ def _items(comparison, gt, best, entries, paths):
         if image is None:
             sides = gt.image_sizes[index]
             sides = objects.boxes.max(0)[3:1:-1] if np.isnan(sides).any() else sides
-            height, width = np.ceil(sides).clip(1).tolist()
-            if height * width > MOST_PIXELS:
-                comparison.failures.append(
-                    f"{row.file_name}: is {width:.0f} x {height:.0f} px in {gt.source}, too large "
-                    "to be shown without its photograph"
-                )
-                continue
-            height, width = int(height), int(width)
+            scale = min(1.0, MOST_PIXELS / max(*sides, 1))
+            height, width = np.ceil(scale * sides).clip(1).astype(int).tolist()
             image = Image.new("RGB", (width, height), "#555")
+            objects = objects._replace(boxes=scale * objects.boxes)
         found = []
         for each in comparison.rows:
             detections = best[each.name]
             own = slice(*np.searchsorted(detections.image_ids, [row.id, row.id + 1]))
-            found.append(detections.select(own).to_proposals((height, width), row.file_name))
+            detections = detections.select(own)
+            detections = detections._replace(boxes=scale * detections.boxes)
+            found.append(detections.to_proposals((height, width), row.file_name))
         yield Item(row.file_name, image, found, objects)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from oln_d2.propose.writers import FILES
 from oln_d2.results import Proposals
 from oln_d2.scores import SCORES
 
+FRAME = re.compile(r"/\d+\.jpg")  # the end of a name
 Stamp = list[int] | None  # differs where a file may differ; None where there is no file
 
 
@@ -73,7 +75,7 @@ class Journal:
                     raise ValueError("no object")
                 if offset:
                     self._keep(entry, offset)
-            except (KeyError, RecursionError, TypeError, ValueError):
+            except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
                 raise self._broken(offset) from None
             if offset == 0:
                 self._compare(entry, settings)
@@ -88,12 +90,10 @@ class Journal:
     def _keep(self, entry, offset):
         name, stamp, frames = entry["name"], entry["stamp"], entry.get("frames")
         size = entry.get("height", 0), entry.get("width", 0)
-        texts = [name, *(frames or ())]
-        numbers = [*(stamp or ()), *size]
-        if not all(isinstance(text, str) for text in texts) or not all(
-            type(number) is int for number in numbers
-        ):
-            raise ValueError("text for a number, or the other way round")
+        fits = isinstance(name, str) and all(type(n) is int for n in (*(stamp or ()), *size))
+        # Files are written by the names of frames, so these are not to lead elsewhere.
+        if not fits or not all(FRAME.fullmatch(frame.removeprefix(name)) for frame in frames or ()):
+            raise ValueError("no entry of a journal")
         self.places[name] = Place(stamp, offset, size, bool(entry.get("as_stored")), frames)
 
     def _compare(self, known, settings):

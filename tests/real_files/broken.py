@@ -125,7 +125,7 @@ RESULTS = [
 SQUARE = [[4, 4, 24, 4, 24, 24]]
 # name, the segmentation, what is said of it in the ground truth and in results
 MASKS_OF = [
-    ("empty", [], "has no size and counts that can be read", "has no 'segmentation', so these"),
+    ("empty", [], "'segmentation' (it is empty); without masks only boxes can be scored", "has no 'segmentation', so these"),
     ("a text", "mask", "has no size and counts that can be read", "has no size and counts that can"),
     ("texts", [["a"] * 6], "a polygon is not a list of numbers", "a polygon is not a list of numbers"),
     ("flat", [4, 4, 24, 4, 24, 24], "a polygon is not a list", "a polygon is not a list of"),
