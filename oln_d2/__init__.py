@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from oln_d2.pages import visualize as visualize
     from oln_d2.pages.comparison import compare as compare
     from oln_d2.results import Proposals as Proposals
+    from oln_d2.stage import BatchProposer as BatchProposer
 
 # Public names and their homes.
 _HOMES = {
     "InputError": "oln_d2.checks",
     "load": "oln_d2.loading",
+    "BatchProposer": "oln_d2.stage",
     "Proposals": "oln_d2.results",
     "evaluate": "oln_d2.evaluation",
     "audit": "oln_d2.auditing",

@@ -1,8 +1,10 @@
 """User-facing errors: bad input, limits of arguments, and layers that are not installed."""
 
 import contextlib
+import errno
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -65,7 +67,7 @@ _INSTALL = {
     **{
         extra: f"install the extra `{extra}`: python -m pip install -c constraints.txt -e "
         f"'.[{extra}]'"
-        for extra in ("torch", "train", "timm", "video", "export", "supervision")
+        for extra in ("torch", "train", "timm", "video", "export", "supervision", "classic")
     },
 }
 
@@ -125,13 +127,31 @@ def reason(error: BaseException, processes: str, memory: str, diverged: str = ""
         return text if diverged in text else f"{first.rstrip('.!')}: {diverged}"
     if "DataLoader worker" in text or "shared memory" in text or "with signal" in text:
         return f"a process has ended ({first}); most often (shared) memory is short: {processes}"
+    # Of gloo, where a connection breaks, and of NCCL and PyTorch.
+    if "gloo" in text or re.fullmatch("Dist[A-Z][a-z]+Error", type(error).__name__):
+        return (
+            f"another process has ended or cannot be reached ({first}); its own message says why, "
+            "and checkpoints are good to go on from: --resume"
+        )
     # PyTorch's own for a GPU, and what it says of a CPU.
     short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if short or "DefaultCPUAllocator" in text:
         return f"memory is short ({first}); {memory}"
     if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else first
+        if error.filename:
+            return f"{error.filename}: {error.strerror}"
+        return f"{first}; make room where the output goes" if is_full(error) else first
     return None
+
+
+def list_losses(losses: Mapping[str, Any]) -> str:
+    """The names and values of losses, numbers or tensors of one, as errors tell them."""
+    return ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
+
+
+def is_full(error: OSError) -> bool:
+    """Whether something could not be written for want of room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def require_detectron2(what: str) -> None:

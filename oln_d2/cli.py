@@ -15,7 +15,6 @@ from oln_d2.commands import (
     export,
     propose,
     quickstart,
-    sweep,
     train,
     visualize,
 )
@@ -28,7 +27,6 @@ COMMANDS = (
     visualize,
     audit,
     train,
-    sweep,
     convert,
     export,
     benchmark,
@@ -42,7 +40,7 @@ REMEDIES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Run a command. Return its exit code: 0, 1 if what it ran on failed (recipes of a sweep, all
+    Run a command. Return its exit code: 0, 1 if what it ran on failed (trainings, all
     images), 2 for bad input, for training that diverged and where the machine did not have what was
     needed, 130 for Ctrl-C, 141 if nobody reads what is printed any more.
     """
@@ -61,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     goes_on = ""
     try:
         try:
+            if (sys.argv[1:] if argv is None else argv)[:1] == ["sweep"]:
+                parser.error(
+                    "sweep is a part of compare now, which trains recipes and compares what they "
+                    "find: oln-d2 compare GT RECIPE ... --images DIR --split voc --output DIR"
+                )
             args = parser.parse_args(argv)
             goes_on = args.goes_on
             return args.run(args) or 0

@@ -119,15 +119,29 @@ def add_oln_config(cfg: CfgNode) -> None:
     _C.TEST.OPEN_WORLD_PROTOCOLS = ["xclass", "filtered"]
 
     # ---------------------------------------------------------------------------- #
+    # Both stages before a detector with classes: MODEL.PROPOSAL_GENERATOR.NAME OLNProposals
+    # ---------------------------------------------------------------------------- #
+    # How many boxes of an image the detector gets at most, in training and in test. They have gone
+    # through NMS at MODEL.RPN.NMS_THRESH.
+    _C.MODEL.OLN.NUM_PROPOSALS = [1000, 1000]
+
+    # ---------------------------------------------------------------------------- #
     # Data
     # ---------------------------------------------------------------------------- #
     # One's own data sets, one row [name, annotations, images, seen] each: the name for
     # DATASETS.TRAIN or DATASETS.TEST; a COCO file; the folder of its images; and the seen
     # categories: a split, a .txt file of names, names with commas between them, or a list of names.
     _C.DATASETS.OWN = []
+    # Whether these keep the classes of their seen categories, in that order, for a detector of
+    # as many (MODEL.ROI_HEADS.NUM_CLASSES), which COCO's AP on these is the test of. False: all
+    # objects are one class, and recall is.
+    _C.DATASETS.CLASSES = False
     # How often each of DATASETS.TRAIN is drawn from, in proportion: one number above 0 for each.
     # Empty: in proportion to their images, so that an epoch has each image once.
     _C.DATASETS.TRAIN_WEIGHTS = []
+    # How much an annotation counts in the losses that an audit added without a review
+    # (`oln-d2 audit --accept-above`), above 0; others count 1. Only OLN looks at it.
+    _C.DATASETS.PSEUDO_WEIGHT = 1.0
     # Large-scale jitter: an image is scaled to fit a square of INPUT.MAX_SIZE_TRAIN pixels times a
     # random number between these two, such as [0.1, 2.0], and what is beyond the square is cropped
     # at random. INPUT.MIN_SIZE_TRAIN is then not used. Empty: without.

@@ -19,9 +19,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from oln_d2.checks import InputError
+from oln_d2.checks import InputError, is_full
 
 StrPath = str | os.PathLike[str]
+
+_TEMPORARY = ".oln-d2_"  # begins the names of files while they are written, see `write_whole`
+
+
+class InUseError(InputError):
+    """Another process has a folder."""
 
 
 @contextlib.contextmanager
@@ -96,14 +102,16 @@ def check_output(path: StrPath, inputs: Iterable[StrPath]) -> None:
             os.stat(path)  # fails where the name is too long
         if os.path.isfile(path) or not os.path.exists(path):  # no device
             tempfile.TemporaryFile(dir=folder).close()
+            _remove_left(folder)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); give another") from None
 
 
-def make_folder(path: StrPath) -> None:
+def make_folder(path: StrPath, remedy: str = "choose another") -> None:
     """
     Args:
         path: a folder that is to be written to; made with those above it, or there already.
+        remedy: what to do where that cannot be.
 
     Raises:
         InputError: it is a file, or cannot be made or written to.
@@ -113,16 +121,18 @@ def make_folder(path: StrPath) -> None:
     try:
         os.makedirs(path, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
+        _remove_left(path)
     except OSError as error:
         what = "written to" if os.path.isdir(path) else "made"
-        raise InputError(f"{path}: cannot be {what} ({error.strerror}); choose another") from None
+        raise InputError(f"{path}: cannot be {what} ({error.strerror}); {remedy}") from None
 
 
 @contextlib.contextmanager
 def write_whole(path: StrPath) -> Iterator[str]:
     """
     Write all of a file or nothing: the body writes to a name beside `path` that no file has, with
-    the same ending; the file then takes the place of `path`, or of what `path` links to.
+    the same ending; the file then takes the place of `path`, or of what `path` links to. What is
+    left of it where the process is killed, :func:`make_folder` and :func:`check_output` remove.
 
         with write_whole("out.json") as temporary: ...
 
@@ -138,18 +148,45 @@ def write_whole(path: StrPath) -> Iterator[str]:
         target = temporary = os.fspath(path)
     else:
         # Hidden, and not longer than the name of a file may be.
-        name = f".{secrets.token_hex(8)}{os.path.splitext(path)[1]}"
+        name = f"{_TEMPORARY}{secrets.token_hex(8)}{os.path.splitext(path)[1]}"
         temporary = os.path.join(os.path.dirname(target), name)
     try:
-        yield temporary
-        if temporary != target:
+        if temporary == target:
+            yield temporary
+        else:
+            with _held(temporary):
+                yield temporary
             os.replace(temporary, target)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        remedy = "; make room there" if is_full(error) else ""
+        reason = error.strerror or error
+        raise InputError(f"{path}: cannot be written ({reason}){remedy}") from None
     finally:
         if temporary != target:
             with contextlib.suppress(OSError):
                 os.remove(temporary)
+
+
+@contextlib.contextmanager
+def _held(path: str) -> Iterator[None]:
+    """Keeps :func:`_remove_left` from a file that is being written."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # who writes it meets that, too
+            _lock(stack.enter_context(open(path, "xb")))
+        yield
+
+
+def _remove_left(folder: StrPath) -> None:
+    """Remove what processes that were killed have left of files that they wrote to a folder."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        # Only where a lock can tell that nobody writes it any more.
+        if name.startswith(_TEMPORARY):
+            with contextlib.suppress(ImportError, OSError), open(path, "r+b") as file:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.remove(path)
 
 
 def write_file(path: StrPath, content: str | bytes) -> None:
@@ -190,7 +227,7 @@ def check_links(path: StrPath) -> None:
                     )
 
 
-def lock_folder(path: StrPath) -> IO[str]:
+def lock_folder(path: StrPath, name: str = ".lock", shared: bool = False) -> IO[str]:
     """
     Keep a folder for this process and for those that inherit the lock.
 
@@ -198,15 +235,18 @@ def lock_folder(path: StrPath) -> IO[str]:
 
     Args:
         path: a folder that is there and is about to be written to.
+        name: of the lock, where processes share a folder but not all that is in it.
+        shared: have it together with others that want it so.
 
     Returns:
-        a file, `.lock` in the folder, which says who has it; the folder is free when the file is
-        closed, or when the processes that have it have ended. Where the system, as Windows, or the
-        file system has no such locks, the folder is not locked.
+        a file of this name in the folder, which says who has it unless it is shared; the folder is
+        free when the file is closed, or when the processes that have it have ended. Where the
+        system, as Windows, or the file system has no such locks, the folder is not locked.
 
     Raises:
-        InputError: another process has the folder, other than the one that has started this
-            process; it cannot be written to; or see :func:`check_links`.
+        InUseError: another process has the folder, other than the one that has started this
+            process.
+        InputError: it cannot be written to; or see :func:`check_links`.
     """
     check_links(path)
     command = [os.path.basename(word) for word in sys.argv[:1]] + sys.argv[1:]
@@ -214,24 +254,25 @@ def lock_folder(path: StrPath) -> IO[str]:
     since = time.strftime("%Y-%m-%d %H:%M")
     own = f"{what} (process {os.getpid()} on {platform.node()}, since {since})"
     try:
-        file = _Lock(open(os.path.join(path, ".lock"), "a+b"), encoding="utf-8")  # noqa: SIM115
+        file = _Lock(open(os.path.join(path, name), "a+b"), encoding="utf-8")  # noqa: SIM115
         # Of a process that was killed, those that read images for it end some seconds later.
         deadline = time.monotonic() + 10
-        while not _lock(file):
+        while not _lock(file, shared):
             file.seek(0)
             holder = file.read()
             if f"(process {os.getppid()} on {platform.node()}," in holder:
                 break
             if not _is_gone(holder) or time.monotonic() > deadline:
                 file.close()
-                raise InputError(
+                raise InUseError(
                     f"{path}: is in use by {holder or 'another process'}; wait for it or choose "
                     "another folder"
                 )
             time.sleep(0.1)
-        file.truncate(0)
-        file.write(own)
-        file.flush()
+        if not shared:
+            file.truncate(0)
+            file.write(own)
+            file.flush()
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{path}: cannot be written to ({reason}); choose another") from None
@@ -268,12 +309,12 @@ class _Lock(io.TextIOWrapper):
         super().close()
 
 
-def _lock(file: IO[Any]) -> bool:
+def _lock(file: IO[Any], shared: bool = False) -> bool:
     """False if another process has locked an open file; True also where there are no locks."""
     try:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except (ImportError, OSError):

@@ -7,6 +7,7 @@ from oln_d2 import weights as shipped
 from oln_d2.checks import InputError, check_limits, needs, one_of
 from oln_d2.files import StrPath
 from oln_d2.model_zoo import get_checkpoint_url, load_config
+from oln_d2.propose import classic
 from oln_d2.propose.proposer import Proposer
 
 
@@ -17,6 +18,7 @@ def load(
     *,
     min_size: int | None = None,
     tiles: int | None = None,
+    max_proposals: int | None = None,
 ) -> Proposer:
     """
     Make a proposer of a trained model; without arguments, of the one that this package ships.
@@ -29,10 +31,12 @@ def load(
         weights: an exported `.onnx`, which needs no PyTorch; a checkpoint of `oln-d2 train`,
             `quickstart` or `convert`; or, with `config_file`, one of Detectron2. Without: the
             trained weights of the recipe that `config_file` names, or the shipped ones, which need
-            PyTorch on a GPU only.
+            PyTorch on a GPU only. Without learning, to compare with: "selective_search",
+            "edge_boxes", or OpenCV's `model.yml.gz` of edges, for edge boxes on these.
         config_file: Detectron2's; a file, or the name of a recipe of the model zoo.
         device: "cpu", "cuda" or "auto": CUDA where there is any.
         min_size, tiles: to find smaller objects, see :meth:`Proposer.look_closer`.
+        max_proposals: to take less time, see :meth:`Proposer.limit_proposals`.
 
     Raises:
         InputError: files that cannot be read, do not fit each other, or no such device.
@@ -41,6 +45,7 @@ def load(
     check_limits(device=(device, one_of("auto", "cpu", "cuda")))
     proposer = _load(weights, config_file, device)
     proposer.look_closer(min_size, tiles)
+    proposer.limit_proposals(max_proposals)
     if card := shipped.card_of(proposer.identity):
         proposer.likely_score = card["likely_score"]
         proposer.copy_factor = card["copy_factor"]
@@ -55,6 +60,12 @@ def _load(weights, config_file, device):
     elif weights is None:
         weights = get_checkpoint_url(os.fspath(config_file))
     weights = os.path.expanduser(weights)
+    if weights in classic.NAMES or weights.endswith(classic.MODEL_ENDING):
+        if config_file is not None or device == "cuda":
+            raise InputError(f"{weights}: learns nothing; it has no config file and no device")
+        if weights not in classic.NAMES and not os.path.isfile(weights):
+            raise InputError(f"{weights}: no such file; give OpenCV's model of edges")
+        return classic.ClassicProposer(weights)
     if "://" not in weights and not os.path.isfile(weights):
         raise InputError(f"{weights}: no such file; give a trained model as weights")
     if "://" in weights and config_file is None:

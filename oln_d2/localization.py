@@ -13,13 +13,15 @@ left, top, right and bottom side of a box; left and right divided by the anchor'
 bottom by its height. A *quality* is a number in [0, 1]: how well a box fits an object.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou, clip_boxes_to_image
+
+from oln_d2.checks import list_losses
 
 # Floor of the union in an IoU and of the denominators of a centerness: they keep the quotients, and
 # their gradients, finite for boxes without area.
@@ -153,8 +155,9 @@ def assign_anchors(iou: Tensor, negative_iou: float, positive_iou: float) -> tup
     if num_gt == 0 or num_anchors == 0:
         return torch.zeros(num_anchors, dtype=torch.int64, device=iou.device), labels
     highest, matches = iou.max(dim=0)
-    labels[highest >= negative_iou] = -1
-    labels[highest >= positive_iou] = 1
+    # Not `labels[...] = -1`, which would make a GPU wait.
+    labels.masked_fill_(highest >= negative_iou, -1)
+    labels.masked_fill_(highest >= positive_iou, 1)
 
     best = iou.max(dim=1, keepdim=True).values
     is_best = (iou == best) & (best >= LOW_QUALITY_MIN_IOU)
@@ -162,8 +165,30 @@ def assign_anchors(iou: Tensor, negative_iou: float, positive_iou: float) -> tup
     order = torch.arange(1, num_gt + 1, device=iou.device)[:, None]
     last = (is_best * order).amax(dim=0)
     matches = torch.where(last > 0, last - 1, matches)
-    labels[last > 0] = 1
+    labels.masked_fill_(last > 0, 1)
     return matches, labels
+
+
+def sample_labels(labels: Tensor, number: int, positive_share: float) -> tuple[Tensor, Tensor]:
+    """
+    Pick anchors at random: positives, at most their share, and negatives to fill the sample.
+
+    Args:
+        labels: shape (R,), see :func:`assign_anchors`.
+        number: how many are picked, if there are so many.
+        positive_share: in [0, 1].
+
+    Returns:
+        indices of the positives and of the negatives.
+    """
+    positive, negative = ((labels == label).nonzero().squeeze(1) for label in (1, 0))
+    num_pos = min(int(number * positive_share), len(positive))
+    counts = num_pos, number - num_pos
+    positive, negative = (
+        index[torch.randperm(len(index), device=index.device)[:count]]
+        for index, count in zip((positive, negative), counts)
+    )
+    return positive, negative
 
 
 @torch.no_grad()
@@ -171,9 +196,10 @@ def label_and_sample(
     anchors: Tensor,
     inside: Tensor,
     gt_boxes: Tensor,
-    samples: Sequence[tuple[tuple[float, float], Callable[[Tensor], tuple[Tensor, Tensor]]]],
+    samples: Sequence[tuple[tuple[float, float], int, float]],
     retry: Callable[[Callable], Callable[..., Any]] = lambda function: function,
-) -> tuple[Tensor, Tensor]:
+    gt_weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """
     Assign the anchors of an image to its objects and sample some, once for each loss.
 
@@ -182,25 +208,29 @@ def label_and_sample(
         inside: shape (K,), indices of the anchors that are assigned: an object's best anchor is its
             best one among these.
         gt_boxes: shape (G, 4).
-        samples: for each of S losses the limits of :func:`assign_anchors` and a sampler: it takes
-            labels, shape (K,), and returns the positives and the negatives that it picks, as
-            indices or bools.
+        samples: for each of S losses the limits of :func:`assign_anchors`, and `number` and
+            `positive_share` of :func:`sample_labels`.
         retry: wraps the functions that need much memory; what it makes of them may leave their
             results on the CPU.
+        gt_weights: shape (G,), how much each object counts; None: all count 1.
 
     Returns:
-        the `labels`, shape (S, R), and `gt_boxes`, shape (S, R, 4), of :func:`rpn_losses`.
+        the `labels`, shape (S, R), the `gt_boxes`, shape (S, R, 4), and the `weights`, shape (S, R)
+        or None, of :func:`rpn_losses`.
     """
     labels = torch.full((len(samples), len(anchors)), -1, dtype=torch.int8, device=anchors.device)
     boxes = anchors.new_zeros(*labels.shape, 4)
+    weights = None if gt_weights is None else anchors.new_ones(labels.shape)
     iou = retry(box_iou)(gt_boxes, anchors[inside])
-    for i, (limits, sampler) in enumerate(samples):
+    for i, (limits, *sample) in enumerate(samples):
         matches, assigned = (x.to(inside.device) for x in retry(assign_anchors)(iou, *limits))
-        positive, negative = sampler(assigned)
+        positive, negative = sample_labels(assigned, *sample)
         labels[i].index_fill_(0, inside[positive], 1)
         labels[i].index_fill_(0, inside[negative], 0)
         boxes[i, inside[positive]] = gt_boxes[matches[positive]]
-    return labels, boxes
+        if weights is not None:
+            weights[i, inside[positive]] = gt_weights[matches[positive]]
+    return labels, boxes, weights
 
 
 def has_area(boxes: Tensor, min_side: float = 0.0) -> Tensor:
@@ -208,17 +238,23 @@ def has_area(boxes: Tensor, min_side: float = 0.0) -> Tensor:
     return (boxes[:, 2:] - boxes[:, :2] > min_side).all(dim=1)
 
 
-def check_finite(boxes: Tensor, logits: Tensor, diverged: str) -> None:
+def check_finite(
+    boxes: Tensor, logits: Tensor, losses: Mapping[str, Tensor], diverged: str
+) -> None:
     """
     Args:
         boxes, logits: any shapes; predictions in training.
+        losses: of them, by name, for the message.
         diverged: the end of the message.
 
     Raises:
-        FloatingPointError: one of them is NaN or infinite.
+        FloatingPointError: a prediction is NaN or infinite.
     """
     if not (boxes.isfinite().all() & logits.isfinite().all()):
-        raise FloatingPointError(f"The RPN predicts NaN or infinite boxes or scores: {diverged}")
+        told = list_losses({name: loss.detach() for name, loss in losses.items()})
+        raise FloatingPointError(
+            f"the RPN predicts NaN or infinite boxes or scores ({told}): {diverged}"
+        )
 
 
 def select_proposals(
@@ -256,39 +292,45 @@ def select_proposals(
     return boxes[keep], logits[keep]
 
 
-def iou_loss(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+def iou_loss(pred_boxes: Tensor, gt_boxes: Tensor, weights: Tensor | None = None) -> Tensor:
     """
     Args:
         pred_boxes, gt_boxes: shape (R, 4).
+        weights: shape (R,), of each box in the sum; None: 1.
 
     Returns:
         scalar, the sum of 1 - IoU; 0 with a gradient path if R is 0. The gradient is 0 where a
         predicted box does not overlap its object.
     """
-    return (1 - aligned_iou(pred_boxes, gt_boxes).clamp(min=IOU_EPS)).sum()
+    return _sum(1 - aligned_iou(pred_boxes, gt_boxes).clamp(min=IOU_EPS), weights)
 
 
-def quality_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def _sum(losses, weights):
+    return losses.sum() if weights is None else (weights * losses).sum()
+
+
+def quality_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """
     L1 between the predicted and the true quality (OLN, sec. III-B): no notion of foreground.
 
     Args:
         logits, targets: shape (R,); targets in [0, 1].
+        weights: shape (R,), of each in the sum; None: 1.
 
     Returns:
         scalar, the sum over R; 0 with a gradient path if R is 0.
     """
-    return (logits.float().sigmoid() - targets).abs().sum()
+    return _sum((logits.float().sigmoid() - targets).abs(), weights)
 
 
-def quality_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def quality_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """
     Cross-entropy between the predicted and the true quality. It learns their mean, where L1 learns
     the median, which is 0 where most boxes are on no object.
 
     Args, returns: see :func:`quality_loss`.
     """
-    return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum")
+    return F.binary_cross_entropy_with_logits(logits.float(), targets, weights, reduction="sum")
 
 
 def rpn_losses(
@@ -300,6 +342,7 @@ def rpn_losses(
     target: str = "centerness",
     negatives: bool = True,
     decode: Callable[[Tensor, Tensor], Tensor] = decode_ltrb,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
     The two losses of the first stage, before their weights.
@@ -314,6 +357,8 @@ def rpn_losses(
         target: what the score learns, "centerness" or "iou".
         negatives: whether the negatives of its sample teach the score, with target 0.
         decode: makes boxes of anchors and what `ltrb` holds.
+        weights: shape (2, N, R), how much the assigned object counts where the label is 1, else 1;
+            None: all count 1.
 
     Returns:
         scalars, the loss of the score and that of the boxes; and the targets of the score, shape
@@ -331,7 +376,8 @@ def rpn_losses(
     image, anchor = (box_labels == 1).nonzero(as_tuple=True)
     # In float32: half precision moves sides by pixels.
     pred_boxes = decode(anchors[anchor], ltrb[image, anchor].float())
-    loss_boxes = iou_loss(pred_boxes, box_gt[image, anchor]) / normalizer
+    own = None if weights is None else weights[0, image, anchor]
+    loss_boxes = iou_loss(pred_boxes, box_gt[image, anchor], own) / normalizer
 
     positive = score_labels == 1
     sample = image, anchor = positive.nonzero(as_tuple=True)
@@ -339,7 +385,8 @@ def rpn_losses(
     targets[image, anchor] = box_quality(target, anchors[anchor], score_gt[image, anchor])
     if negatives:
         sample = (score_labels >= 0).nonzero(as_tuple=True)
-    loss_score = quality_loss(logits[sample], targets[sample]) / normalizer
+    own = None if weights is None else weights[1][sample]
+    loss_score = quality_loss(logits[sample], targets[sample], own) / normalizer
     return loss_score, loss_boxes, targets
 
 

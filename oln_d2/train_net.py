@@ -7,6 +7,8 @@ Train or evaluate OLN and its reference detectors.
 
 import argparse
 import contextlib
+import datetime
+import logging
 import multiprocessing
 import sys
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,9 @@ from oln_d2.model_zoo import find_config_file, load_config
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
+# That processes wait for each other: as long as one of them scores a large data set for all.
+TIMEOUT = datetime.timedelta(hours=2)
+
 
 def setup(args: argparse.Namespace) -> "CfgNode":
     """The frozen config of a run, see :func:`main`, whose output folder and loggers are set up."""
@@ -25,6 +30,7 @@ def setup(args: argparse.Namespace) -> "CfgNode":
     from detectron2.engine import default_setup
     from detectron2.utils.logger import setup_logger
 
+    logging.raiseExceptions = False  # a full disk would give a traceback for each line of the log
     cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
     args.config_file = find_config_file(args.config_file)  # which `default_setup` opens
@@ -146,6 +152,7 @@ def run() -> None:
                 machine_rank=args.machine_rank,
                 dist_url=args.dist_url,
                 args=(args, messages),
+                timeout=TIMEOUT,
             )
     except (KeyboardInterrupt, Exception) as error:
         if interrupted(error):

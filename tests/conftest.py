@@ -4,6 +4,7 @@ Shared fixtures. Tests that need Detectron2 ask for `d2_cfg`, or import it with 
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ NEEDS_DETECTRON2 = pytest.mark.skipif(
 
 
 def pytest_configure(config):
+    # What is compared here was made on a CPU; and processes would want a GPU each.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     # The models of most tests are so small that threads wait for one another, all the more on a
     # busy machine.
     torch.set_num_threads(1)

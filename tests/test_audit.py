@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import NEEDS_DETECTRON2, ROOT
 from PIL import Image
 from test_page import browser  # noqa: F401
 
@@ -17,7 +17,7 @@ from oln_d2.auditing import candidates, review
 from oln_d2.auditing.candidates import Candidates, find_candidates
 from oln_d2.auditing.cross_fit import group_images
 from oln_d2.auditing.decisions import add_accepted, learn_ranks, read_decisions
-from oln_d2.auditing.estimate import estimate, places, sentences
+from oln_d2.auditing.estimate import estimate, hide_from_training, places, sentences
 from oln_d2.checks import InputError
 from oln_d2.cli import main
 from oln_d2.data.coco import check_coco
@@ -139,7 +139,9 @@ def test_estimate():
     assert 0.6 < found["at random"].recall[0] < 0.9 and 30 < found["at random"].hidden < 90
     text = sentences(found, "Note.")
     assert "Among the first 200 candidates we expect 75 % of the objects of categories" in text
-    assert text.endswith("Note.")
+    assert "At least 38 % of those first are such." in text and text.endswith("Note.")
+    # All from 0.5 on are hidden objects; what is below 0.4 is none.
+    assert kinds.by_score["0.5"] == [75, 1.0] and 0 < kinds.by_score["0.2"][1] < 1
     random.Random(1).shuffle(rows)
     shuffled = {**content, "annotations": random.Random(2).sample(annotations, len(annotations))}
     content = check_coco("gt.json", shuffled)
@@ -217,6 +219,134 @@ def test_without_a_review(tmp_path):
     }
 
 
+def test_export_for_a_team(tmp_path, capsys):
+    """Who reviews elsewhere must see candidates and annotations, in the units of these tools."""
+    command = ["audit", str(GT), "--images", str(PHOTOS), "--number", "3", "--output"]
+    content = json.loads(GT.read_text())
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    for tool in ("labelstudio", "cvat"):
+        assert main([*command, str(tmp_path), "--format", tool]) == 0
+    listed = json.loads((tmp_path / "candidates.json").read_text())["candidates"]
+    wanted = {c["image_id"] for c in listed}
+    expected = {
+        *(("object", *np.round(c["bbox"], 1), round(c["score"], 4)) for c in listed),
+        *(
+            (names[a["category_id"]], *a["bbox"], None)
+            for a in content["annotations"]
+            if a["image_id"] in wanted
+        ),
+    }
+    sizes = {i["file_name"]: (i["width"], i["height"]) for i in content["images"]}
+    found = set()
+    for task in json.loads((tmp_path / "labelstudio.json").read_text()):
+        width, height = sizes[task["data"]["image"].partition("?d=")[2]]
+        for region in task["predictions"][0]["result"]:
+            value, score = region["value"], region.get("score")
+            box = [value[side] / 100 for side in ("x", "y", "width", "height")]
+            box = np.round(np.multiply(box, [width, height, width, height]), 1)
+            score = score and round(score, 4)
+            found.add((*value["rectanglelabels"], *box, score))
+    assert found == expected
+    made = check_coco("cvat.json", json.loads((tmp_path / "cvat.json").read_text()))
+    names = {c["id"]: c["name"] for c in made["categories"]}
+    assert {i["id"] for i in made["images"]} == wanted
+    assert expected == {
+        (
+            names[a["category_id"]],
+            *np.round(a["bbox"], 1),
+            "score" in a["attributes"] and round(a["attributes"]["score"], 4) or None,
+        )
+        for a in made["annotations"]
+    }
+
+
+@pytest.fixture
+def pseudo(tmp_path):
+    """The annotations of the examples, with others that nobody has looked at."""
+    oln_d2.audit(GT, PHOTOS, tmp_path / "out", accept_top=2, number=5)
+    return tmp_path / "out/pseudo.json"
+
+
+def weight_of_each(pseudo):
+    """Of each image by its name: the weights that boxes should have, by their sizes (W, H)."""
+    content = json.loads(pseudo.read_text())
+    kept = [a for a in content["annotations"] if a["category_id"] == 6 or "source" in a]
+    assert {a["category_id"] == 6 for a in kept} == {True, False}
+    return {
+        image["file_name"]: {
+            tuple(a["bbox"][2:]): 0.25 if "source" in a else 1.0
+            for a in kept
+            if a["image_id"] == image["id"]
+        }
+        for image in content["images"]
+    }
+
+
+def weights_as_expected(boxes, weights, expected):
+    """Each box has the weight of the one of its size, which differ in the examples."""
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    assert len(sizes) == len(weights)
+    for size, weight in zip(sizes.tolist(), weights.tolist()):
+        assert weight == expected[min(expected, key=lambda e: abs(np.subtract(e, size)).sum())]
+
+
+def test_training_weighs_what_was_not_reviewed(pseudo):
+    """
+    What nobody has looked at trains, whatever the seen categories, and each box must keep its own
+    weight, also where another is left out.
+    """
+    from oln_d2.standalone.data import CocoImages, CocoSource, View
+
+    source = CocoSource(pseudo, PHOTOS, ["person"])
+    dataset = CocoImages([source], 4000, training=True, pseudo_weight=0.25)
+    plain = CocoImages([source], 4000, training=True)
+    assert dataset.digest() != plain.digest()  # a resume must not mix them up
+    left_out = 0
+    for index, expected in enumerate(weight_of_each(pseudo).values()):
+        side = int(min(dataset.sizes[index]))
+        for flip in (False, True):
+            _, target = dataset[View(index, side, flip)]
+            assert len(target["boxes"]) == len(expected)
+            weights_as_expected(target["boxes"], target["weights"], expected)
+        assert "weights" not in plain[View(index, side)][1]
+        _, target = dataset[View(index, side, zoom=1.6)]
+        # Those that are wholly in sight have 1.6 times their size.
+        boxes, (width, height) = target["boxes"], dataset.sizes[index][::-1].tolist()
+        inside = (boxes[:, 2] < width - 1) & (boxes[:, 3] < height - 1)
+        left_out += len(expected) - len(boxes)
+        weights_as_expected(boxes[inside] / 1.6, target["weights"][inside], expected)
+    assert left_out > 0
+
+
+@NEEDS_DETECTRON2
+def test_train_net_weighs_what_was_not_reviewed(pseudo):
+    """The same with Detectron2, where the objects are then of one class for any model."""
+    from oln_d2.engine.batches import build_training_mapper
+    from oln_d2.engine.datasets import check_training_sets, load_open_world_coco
+    from oln_d2.model_zoo import load_config
+
+    cfg = load_config("cpu/oln_box_R_18_FPN_GN.yaml", ["DATASETS.TRAIN", ("coco_2017_voc_train",)])
+    records = load_open_world_coco(pseudo, PHOTOS, ["person"], training=True)
+    cfg.DATASETS.PSEUDO_WEIGHT = 0.25
+    cfg.INPUT.MIN_SIZE_TRAIN = (100,)
+    mapper = build_training_mapper(cfg)
+    for record, expected in zip(records, weight_of_each(pseudo).values()):
+        # A box so thin that the resize leaves nothing of it, before all others.
+        thin = {"bbox": [5, 5, 1e-9, 1e-9], "bbox_mode": 1, "category_id": 0, "iscrowd": 0}
+        record["annotations"].insert(0, thin)
+        instances = mapper(record)["instances"]
+        scale = record["height"] / instances.image_size[0]
+        assert len(instances) == len(expected) and not instances.gt_classes.any()
+        weights_as_expected(instances.gt_boxes.tensor * scale, instances.gt_weights, expected)
+    cfg.DATASETS.PSEUDO_WEIGHT = 1.0
+    assert not build_training_mapper(cfg)(records[0])["instances"].has("gt_weights")
+    for weight, message in ((0.0, "PSEUDO_WEIGHT"), (0.5, "only OLN's losses look at it")):
+        cfg.DATASETS.PSEUDO_WEIGHT = weight
+        cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RPN"
+        with pytest.raises(InputError, match=message):
+            check_training_sets(cfg)
+
+
 BAD = {
     "[]": "has no list 'decisions'; give the file that the page of an audit saved",
     '{"decisions": [{"id": "x"}]}': r"decisions\[0\]: lacks one of id, image_id",
@@ -270,6 +400,8 @@ def test_command(tmp_path, capsys):
     listed = json.loads((out / "candidates.json").read_text())["candidates"]
     assert len(listed) == 50 and listed == sorted(listed, key=lambda c: -c["rank"])
     assert {"index.html", "audit_files", "proposals"} < {path.name for path in out.iterdir()}
+    goes_on = f"oln-d2 audit {gt} --merge decisions.json --output {out}"
+    assert goes_on in (out / "index.html").read_text()
     first = [c for c in listed if c["image_id"] == 3][:3]
     assert any(_iou(c["bbox"], a["bbox"]) > 0.5 for c in first for a in hidden)
 
@@ -303,6 +435,10 @@ def test_enough_decisions_rank_the_rest(tmp_path):
     path = saved(tmp_path / "d.json", *decisions)
     done = oln_d2.audit(GT, PHOTOS, out, merge=[path])
     assert done.learnt and done.added > 10
+    number, share = len(chosen), 100 * done.added / len(chosen)
+    assert f"Of {number} candidates judged {share:.0f} % were accepted (95 %" in done.summary
+    likely = sum(c["rank"] for c in json.loads((out / "candidates.json").read_text())["candidates"])
+    assert f"By these, {likely:.0f} of the next {done.total} are objects." in done.summary
     rest = json.loads((out / "candidates.json").read_text())["candidates"]
     assert not {c["id"] for c in rest} & {c["id"] for c in chosen}
     widths = [c["bbox"][2] for c in rest]
@@ -339,7 +475,7 @@ def test_rounds(tmp_path):
     again = (out / "audit_files/data.js").read_text()
     for text in (data, again):  # the browser's decisions stay those of this audit
         assert text.count('"name": "object"') == 0
-    assert data.split('"id": ')[1] == again.split('"id": ')[1]
+    assert data.split('"summary"')[0] == again.split('"summary"')[0]
     ids = {c["id"] for c in about["candidates"]}
     assert not ids & {d["id"] for d in rounds[1]} and done.total < first.total - 3
     with pytest.raises(InputError, match="give no model and no cross_fit"):
@@ -590,6 +726,43 @@ def test_cross_fit(tmp_path, monkeypatch, capsys):
     assert main(command) == 2  # not with the models that are there
     assert "is of other annotations, another recipe, seed" in capsys.readouterr().err
     assert json.loads((out / "candidates.json").read_text())["model"] == identity
+
+
+def test_cross_fit_estimate(tmp_path, capsys):
+    """What the estimate asks for must be hidden from the training, too."""
+    pytest.importorskip("timm")
+    content = write_images(tmp_path / "images", 8)
+    content["categories"].append({"id": 2, "name": "other"})
+    for i, entry in enumerate(content["annotations"] * 2):  # smaller ones in them, of a second kind
+        x, y = entry["bbox"][:2]
+        if i >= 8:
+            content["annotations"].append(annotation(i + 1, i - 7, (x, y, 15, 15), 2))
+    gt = tmp_path / "gt.json"
+    gt.write_text(json.dumps(content))
+    recipe = tmp_path / "recipe.yaml"
+    options = {"epochs": 0.5, "batch_size": 2, "lr": 0.001, "warmup": 0, "workers": 0}
+    recipe.write_text(json.dumps({**options, "min_size": 96, "max_size": 128}))
+    out = tmp_path / "out"
+    command = ["audit", str(gt), "--images", str(tmp_path / "images"), "--output", str(out)]
+    assert main([*command, "--cross-fit", "2", "--recipe", str(recipe), "--estimate"]) == 0
+    hidden = hide_from_training(content)
+    for part in ("part_1", "part_2"):
+        shown, less = (
+            {
+                a["id"]
+                for a in json.loads((out / folder / part / "train.json").read_text())["annotations"]
+            }
+            for folder in ("cross_fit", "cross_fit_less")
+        )
+        gone = {a["id"] for one in hidden.values() for a in one.objects}
+        assert less == shown - gone and shown & gone
+    measured = json.loads((out / "estimate.json").read_text())
+    assert measured.keys() == hidden.keys() == {"categories", "at random"}
+    for name, one in measured.items():
+        assert one["hidden"] == len(hidden[name].objects) > 0
+    (half,) = ({a["category_id"] for a in hidden["categories"].objects},)
+    assert not half & {a["category_id"] for a in hidden["at random"].kept}
+    assert "Among the first" in capsys.readouterr().out
 
 
 def test_cross_fit_that_cannot_be(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Several training sets of `train_net.py`: which go together, how they are drawn, and jitter."""
 
 import itertools
+import json
 from collections import Counter
 
 import numpy as np
@@ -161,7 +162,7 @@ def test_classes_that_are_known_late(config, coco):
     try:
         for name in plain:
             register_coco_instances(name, {}, f"{where[0]}.json", where[1])
-        cfg = config("DATASETS.TRAIN", plain)
+        cfg = config("DATASETS.TRAIN", plain, "MODEL.ROI_HEADS.NUM_CLASSES", 22)
         check_training_sets(cfg)
         assert len(load_training_sets(cfg)[0]) == 12
         MetadataCatalog.remove("plain again")
@@ -173,6 +174,31 @@ def test_classes_that_are_known_late(config, coco):
         for name in plain:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_nothing_to_train_on(config, coco, tmp_path, filtered):
+    """A data set of crowds alone would train on background for days."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data.datasets import register_coco_instances
+
+    from oln_d2.engine.datasets import load_training_sets
+
+    content = json.loads((coco / "coco/annotations/instances_train2017.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    (tmp_path / "crowds.json").write_text(json.dumps(content))
+    where = str(tmp_path / "crowds.json"), str(coco / "coco/train2017")
+    register_coco_instances("crowds", {}, *where)
+    try:
+        cfg = config("DATALOADER.FILTER_EMPTY_ANNOTATIONS", filtered, "DATASETS.TRAIN", ("crowds",))
+        with pytest.raises(
+            InputError, match="TRAIN: crowds holds no object to train on .crowds do"
+        ):
+            load_training_sets(cfg)
+    finally:
+        DatasetCatalog.remove("crowds")
+        MetadataCatalog.remove("crowds")
 
 
 def test_sets_that_go_together(config, caplog):

@@ -227,7 +227,10 @@ def test_bad_files(files, capsys, name, content, message):
         (f"--seen {SEEN} --k 10 --max-dets 5", "k has to be between 1"),
         (f"--seen {SEEN} --max-dets 0", "k has to be between 1"),
         (f"--seen {SEEN} --bootstrap 0", "bootstrap is 0"),
-        (f"--seen {SEEN} --iou mask", "results.json: entry 0: has no 'segmentation', so"),
+        (
+            f"--seen {SEEN} --iou mask",
+            "gt.json: the annotation with id 1 has no usable 'segmentation'",
+        ),
         (f"--seen {SEEN} --bootstrap 5 --seed -1", "seed is -1"),
         (f"--seen {SEEN} --plot ar.nonsense", "ar.nonsense: its ending has to be one of"),
         (f"--seen {SEEN} --plot ar", "ar: its ending has to be one of"),

@@ -64,7 +64,7 @@ def test_numbers_are_those_of_evaluate(data, tmp_path, protocol):
     for row in found.rows:
         ks = (10, 30, 100)
         result = oln_d2.evaluate(
-            data / "gt.json", row.file, seen=SEEN, protocol=protocol, ks=ks, max_dets=1500
+            data / "gt.json", row.files[0], seen=SEEN, protocol=protocol, ks=ks, max_dets=1500
         )
         intervals = result.bootstrap(200, 3)
         for group in GROUPS:

@@ -22,7 +22,6 @@ OPTIONS = {
     "export": "",
     "propose": "--batch-size --config-file --contact-sheet --device --draw --draw-top --every "
     "--format --gt --nms --output --score --top-k --weights",
-    "sweep": "--collect-only --num-gpus --opts --output",
     "evaluate": "--bootstrap --iou --json --k --max-dets --per-category --plot --protocol --seed "
     "--seen --split",
     "visualize": "--html --images --masks --num-images --output --seen --split --top-k",

@@ -9,7 +9,7 @@ pytestmark = NEEDS_DETECTRON2
 RECIPES = sorted(
     str(path.relative_to(CONFIGS))
     for path in CONFIGS.rglob("*.yaml")
-    if not path.name.startswith("Base-") and path.parent.name != "standalone"
+    if not path.name.startswith("Base-") and "standalone" not in path.parts
 )
 # Those in datasets/ are OLN-Box again.
 MODELS = [recipe for recipe in RECIPES if not recipe.startswith("datasets/")]
@@ -42,6 +42,7 @@ def test_recipe_builds_trains_and_proposes(recipe):
     """A recipe with a misspelt key, or a model that cannot take a step, would reach users."""
     import torch
     from detectron2.modeling import build_model
+    from detectron2.structures import Boxes, Instances
     from detectron2.utils.events import EventStorage
 
     cfg = load_config(recipe)
@@ -50,6 +51,10 @@ def test_recipe_builds_trains_and_proposes(recipe):
     cfg.TEST.DETECTIONS_PER_IMAGE = 100  # not 1500 masks
     model = build_model(cfg)
     inputs = one_image()
+    if cfg.MODEL.LOAD_PROPOSALS:
+        boxes = Boxes(torch.tensor([[30.0, 40.0, 160.0, 190.0], [200.0, 20.0, 240.0, 90.0]]))
+        proposals = Instances((256, 320), proposal_boxes=boxes, objectness_logits=torch.ones(2))
+        inputs["proposals"] = proposals
     with EventStorage():
         losses = model([inputs])
     assert losses and all(name.startswith("loss_") for name in losses)
@@ -59,7 +64,8 @@ def test_recipe_builds_trains_and_proposes(recipe):
     assert not without
     model.eval()
     with torch.no_grad():
-        (output,) = model([{"image": inputs["image"], "height": 128, "width": 160}])
+        del inputs["instances"]
+        (output,) = model([{**inputs, "height": 128, "width": 160}])
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
         assert len(output["proposals"]) <= 1500
     else:
@@ -113,7 +119,7 @@ def test_autocast():
     torch.testing.assert_close(best[1].scores, best[0].scores, rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("recipe", MODELS)
+@pytest.mark.parametrize("recipe", [r for r in MODELS if "fast_rcnn_R" not in r])
 def test_default_predictor(recipe):
     """Detectron2's users propose on one image with `DefaultPredictor(cfg)(image)`."""
     import numpy as np
@@ -123,6 +129,7 @@ def test_default_predictor(recipe):
     if not recipe.startswith(("cpu/", "small/")):  # quicker
         cfg.merge_from_file(str(CONFIGS / "cpu" / "Base-R18-GN.yaml"))
     cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 64, "TEST.DETECTIONS_PER_IMAGE", 20])
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0  # what is untrained is sure of nothing
     image = np.random.RandomState(0).randint(0, 256, (90, 120, 3), dtype=np.uint8)
     output = DefaultPredictor(cfg)(image)
     name = "proposals" if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" else "instances"
@@ -186,7 +193,7 @@ def test_references_differ_from_oln_only_in_the_method():
     """A comparison with other data, schedule, image size or box count would not be one."""
     oln = load_config("oln_box_R_50_FPN.yaml")
     for recipe in RECIPES:
-        if "faster_rcnn" in recipe and "R_50" in recipe:
+        if recipe.startswith("faster_rcnn") and "R_50" in recipe:
             reference = load_config(recipe)
             for section in ("DATASETS", "SOLVER", "INPUT", "TEST"):
                 assert reference[section] == oln[section]

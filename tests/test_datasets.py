@@ -47,6 +47,7 @@ def test_seen_names_from_split_list_string_and_file(tmp_path):
     assert seen_names("person") == ("person",)
     assert seen_names(["dog", "cat", "dog"]) == ("dog", "cat")
     assert seen_names("dog, cat") == ("dog", "cat")
+    assert len(seen_names(",".join(f"category {i}" for i in range(365)))) == 365
     assert seen_names(str(file)) == seen_names(file) == ("dog", "zebra")
     with pytest.raises(InputError, match="gone.txt: no such file"):
         seen_names(str(tmp_path / "gone.txt"))

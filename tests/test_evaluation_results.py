@@ -7,9 +7,14 @@ import json
 import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
+from test_evaluation import KS as FEW
+from test_evaluation import names, random_case, score
 
 from oln_d2.checks import InputError
-from oln_d2.evaluation import GroundTruth, coco_results, read_results, write_results
+from oln_d2.evaluation import GroundTruth, coco_results, evaluate, read_results, write_results
+from oln_d2.evaluation.comparison import measure_detector
+from oln_d2.evaluation.open_world import OpenWorldRecall
+from oln_d2.evaluation.result import draw_images
 from oln_d2.files import read_json
 
 CONTENT = {
@@ -42,14 +47,19 @@ def test_any_layout_in_pieces(gt, path, indent, piece, monkeypatch):
     """Entries would be lost where a large file is divided, or only one layout could be read."""
     monkeypatch.setattr(coco_results, "PIECE", piece)
     rng = np.random.default_rng(0)
+    # With what JSON has to escape; of the images' sizes.
+    masks = {
+        3: {"size": [480, 640], "counts": "\\]f1k0iae7"},
+        8: {"size": [640, 480], "counts": "Y\\]2c0Tcn6"},
+    }
     entries = [
         {
             "caption": 'a "}, {" in a text',
-            "image_id": int(rng.choice([3, 8])),
+            "image_id": (image := int(rng.choice([3, 8]))),
             "parts": [{"a": 1}, {"b": [{}, {}]}],
             "bbox": (rng.random(4) * 300).tolist(),
             "score": rng.random(),
-            "segmentation": {"size": [480, 640], "counts": "abc\\]}0"},
+            "segmentation": masks[image],
         }
         for _ in range(40)
     ]
@@ -64,13 +74,13 @@ def test_written_numbers_come_back(gt, path):
     """Scoring a model's results file would give other numbers than scoring the model."""
     rng = np.random.default_rng(1)
     boxes, scores = rng.random((50, 4)) * 200, rng.random(50)
-    masks = [{"size": [640, 480], "counts": b"0\\]"}] * 50
+    masks = [{"size": [640, 480], "counts": b"Y\\]2c0Tcn6"}] * 50
     write_results(path, [(3, boxes[:0], scores[:0], None, {}), (8, boxes, scores, masks, {})])
     detections = read_results(path, gt, masks=True)
     np.testing.assert_array_equal(detections.boxes, boxes)
     np.testing.assert_array_equal(detections.scores, scores)
     assert set(detections.image_ids) == {8}
-    assert detections.masks[0] == {"size": (640, 480), "counts": "0\\]"}
+    assert detections.masks[0] == {"size": (640, 480), "counts": "Y\\]2c0Tcn6"}
     assert detections.source == path
     write_results(path, [])
     assert len(read_results(path, gt).scores) == 0
@@ -239,3 +249,138 @@ def test_boxes_beyond_the_image_are_no_error(gt, path):
     boxes = np.hstack([rng.uniform(300, 600, (50, 2)), rng.uniform(100, 500, (50, 2))])
     entries = [{**ENTRY, "bbox": box} for box in boxes.tolist()]
     assert len(read_results(write(path, entries), gt).scores) == 50
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """Ground truth of 30 images, and detections with all scores, an image after the other."""
+    monkeypatch.setattr(coco_results, "PIECE", 1000)
+    content, results = random_case(np.random.default_rng(3), num_images=30)
+    results.sort(key=lambda entry: entry["image_id"])
+    for number, entry in enumerate(results):
+        entry["objectness"] = number / 1000
+    return GroundTruth(content, names([1, 2]), "gt.json"), results
+
+
+def shuffled(entries):
+    return [entries[i] for i in np.random.default_rng(4).permutation(len(entries))]
+
+
+@pytest.mark.parametrize("order", [list, shuffled, lambda e: e[1:] + e[:1]])
+def test_files_in_parts_give_the_numbers_of_whole_ones(many, path, order):
+    """A file larger than memory, in whatever order, would be scored as if parts were missing."""
+    gt, results = many
+    results = order(results)
+    write(path, results)
+    settings = {"ks": FEW, "max_dets": 100}
+    whole = evaluate(gt, results, **settings)
+    parts = evaluate(gt, path, **settings)
+    assert parts.to_dict() == whole.to_dict()
+    np.testing.assert_array_equal(parts.found, whole.found)
+    draws = draw_images(30, 20, 0)
+    compared = [
+        measure_detector("a", gt, source, draws, "unseen", "xclass", "box", best=3)
+        for source in (path, read_results(path, gt))
+    ]
+    for one, other in zip(*(detector for detector, _ in compared)):
+        np.testing.assert_equal(one, other)
+    ids = [best.image_ids for _, best in compared]
+    np.testing.assert_array_equal(*ids)
+    assert (np.diff(ids[0]) >= 0).all() and np.unique(ids[0], return_counts=True)[1].max() == 3
+    for name in "boxes", "scores":
+        np.testing.assert_array_equal(*(getattr(best, name) for _, best in compared))
+    np.testing.assert_array_equal(*(best.qualities["objectness"] for _, best in compared))
+
+
+def test_parts_hold_whole_images(many, path):
+    """All detections of an image in a part, and no part much larger than a piece of the file."""
+    gt, results = many
+    parts = list(coco_results.read_in_parts(write(path, results), gt))
+    assert len(parts) > 5 and max(len(part.scores) for part in parts) < len(results) / 3
+    assert sum([part.scores.tolist() for part in parts], []) == [e["score"] for e in results]
+    images = [set(part.image_ids.tolist()) for part in parts]
+    assert sum(map(len, images)) == len(set.union(*images))
+    numbers = np.cumsum([0] + [len(part.scores) for part in parts[:-1]]).tolist()
+    assert [part.first for part in parts] == numbers
+    with pytest.raises(coco_results.ScatteredError):
+        list(coco_results.read_in_parts(write(path, results + results[:1]), gt))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"bbox": [5, 5, -1, 5]}, "box .* has a negative size"),
+        ({"image_id": 99}, "image_id 99 is not in gt.json"),
+        ({"score": "high"}, "score: Expected"),
+    ],
+)
+def test_errors_of_parts_name_the_entry_of_the_file(many, path, change, message):
+    """The number of an entry within a part would send users to an entry that is right."""
+    gt, results = many
+    number = len(results) - 2
+    results[number].update(change)
+    with pytest.raises(InputError, match=f"results.json: entry {number}: {message}"):
+        evaluate(gt, write(path, results))
+
+
+def test_ranks_beyond_two_bytes():
+    """With a large `max_dets` a rank would come out negative, and with a large k all be found."""
+    content, results = random_case(np.random.default_rng(6), num_images=5)
+    small, large = (score(content, results, max_dets=n, ks=FEW) for n in (32767, 32768))
+    assert small.result().found.dtype == np.int16 and large.result().found.dtype == np.int32
+    assert small.result()["unseen"] == large.result()["unseen"]
+    for k in 32767, 32768, 10**6:
+        for result in small.result(), large.result():
+            np.testing.assert_array_equal(result.recall(k), result.recall(32767))
+    assert small.result().recall(10**6)[0] < 1
+
+
+def test_results_stay_what_they_were():
+    """A result would change when more detections come, though it is of those before."""
+    content, results = random_case(np.random.default_rng(7), num_images=30)
+    gt = GroundTruth(content, names([1, 2]))
+    recall = OpenWorldRecall(gt, max_dets=100, ks=FEW)
+    first, second = ([e for e in results if (e["image_id"] < 15) == low] for low in (True, False))
+    coco_results.convert_entries(first, gt).add_to(recall)
+    before = recall.result()
+    expected = before.found.copy()
+    coco_results.convert_entries(second, gt).add_to(recall)
+    after = recall.result()
+    np.testing.assert_array_equal(before.found, expected)
+    assert (after.found != before.found).any()
+
+
+def test_without_average_precision():
+    """Recall would depend on whether AP is asked for, or AP be a number where it was not."""
+    content, results = random_case(np.random.default_rng(8), num_images=8)
+    with_ap, without = (
+        score(content, results, max_dets=100, ks=FEW, with_ap=ap) for ap in (True, False)
+    )
+    assert not np.isnan(with_ap.result()["all"]["AP"])
+    assert np.isnan(without.result()["all"]["AP"])
+    np.testing.assert_array_equal(with_ap.result().found, without.result().found)
+    assert without.result().summary() == with_ap.result().summary()
+
+
+def test_scores_that_find_objects():
+    """The curve of recall by score would be that of other detections."""
+    content, results = random_case(np.random.default_rng(9), num_images=8)
+    recall = score(content, results, max_dets=100, ks=FEW)
+    gt, result = recall.ground_truth, recall.result()
+    rank = result.found[2, 0, 0]
+    for g, found in enumerate(recall.found_scores()):
+        own = [e["score"] for e in results if e["image_id"] == gt.image_ids[gt.images[g]]]
+        own.sort(reverse=True)
+        assert found == (own[rank[g]] if rank[g] < 100 else -np.inf)
+    assert np.isfinite(recall.found_scores()).any()
+
+
+def test_ground_truth_without_its_file():
+    """What is not kept to save memory must not be missed: names of images, masks, their errors."""
+    content, _ = random_case(np.random.default_rng(10), num_images=3)
+    for image in content["images"]:
+        image["file_name"] = f"{image['id']}.jpg"
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = [[10, 10, 30, 10, 30, 30, 10, 30]]
+    gt, kept = (GroundTruth(content, [], keep=keep) for keep in (False, True))
+    assert gt.find_image("2.jpg") == 2 and gt.has_masks and gt.masks == kept.masks

@@ -201,7 +201,6 @@ def test_benchmark_evaluator(core):
         "propose coco/val2017 --weights model.pth --output out",
         "propose coco/val2017 --device cuda --output out",
         "propose coco/val2017 --weights model.pth --config-file oln_box_R_50_FPN.yaml --output out",
-        "sweep oln_box_R_50_FPN.yaml --output out",
         "benchmark masks",
     ],
 )

@@ -16,6 +16,7 @@ from oln_d2.localization import (
     iou_loss,
     label_and_sample,
     quality_loss,
+    sample_labels,
     select_proposals,
 )
 
@@ -145,23 +146,30 @@ def test_assignment_without_objects_or_anchors():
     assert assign_anchors(torch.zeros(2, 0), 0.3, 0.7)[1].tolist() == []
 
 
-@pytest.mark.parametrize("as_bools", [False, True])
-def test_sample_of_an_image(as_bools):
+def test_sample_of_an_image():
     """An anchor outside the image must not be trained, nor take an object from those inside."""
     anchors = torch.tensor([[-9.0, 0, 11, 20], [0, 0, 20, 20], [50, 50, 70, 70], [90, 0, 110, 20]])
     gt_boxes = torch.tensor([[0.0, 0, 20, 20]])
 
-    def sampler(labels):
-        samples = labels == 1, labels == 0
-        return samples if as_bools else tuple(s.nonzero().squeeze(1) for s in samples)
-
     inside = torch.tensor([1, 2, 3])
-    samples = [((0.3, 0.7), sampler), ((0.0, 0.7), sampler)]
-    labels, boxes = label_and_sample(anchors, inside, gt_boxes, samples)
+    samples = [((0.3, 0.7), 9, 1.0), ((0.0, 0.7), 9, 1.0)]
+    labels, boxes, _ = label_and_sample(anchors, inside, gt_boxes, samples)
     assert labels.tolist() == [[-1, 1, 0, 0], [-1, 1, -1, -1]]
     assert boxes[:, 1].tolist() == gt_boxes.tolist() * 2
-    labels, _ = label_and_sample(anchors, inside, gt_boxes[:0], samples)
+    labels, *_ = label_and_sample(anchors, inside, gt_boxes[:0], samples)
     assert labels.tolist() == [[-1, 0, 0, 0]] * 2
+
+
+def test_sizes_of_samples():
+    """Positives beyond their share would outweigh the background; too few must not end the run."""
+    labels = torch.tensor([1] * 6 + [0] * 20 + [-1] * 5)
+    for number, share, expected in ((8, 0.5, (4, 4)), (20, 1.0, (6, 14)), (99, 0.5, (6, 20))):
+        drawn = sample_labels(labels, number, share)
+        assert tuple(map(len, drawn)) == expected
+        assert [set(labels[index].tolist()) for index in drawn] == [{1}, {0}]
+        assert all(len(index.unique()) == len(index) for index in drawn)
+    draws = {tuple(sample_labels(labels, 4, 0.5)[0].tolist()) for _ in range(50)}
+    assert len(draws) > 10
 
 
 def test_proposals_of_an_image():
@@ -179,5 +187,6 @@ def test_proposals_of_an_image():
         boxes, logits, levels, (50, 100), 9, nms=lambda b, s, level: (level == 0).nonzero()[:, 0]
     )
     assert of_level_0[0].tolist() == [[0, 0, 10, 10]]
-    with pytest.raises(FloatingPointError, match="RPN .*: lower the rate"):
-        check_finite(boxes, logits, "lower the rate")
+    losses = {"loss_a": torch.tensor(0.5), "loss_b": torch.tensor(torch.nan)}
+    with pytest.raises(FloatingPointError, match="RPN .*loss_a 0.5, loss_b nan.: lower the rate"):
+        check_finite(boxes, logits, losses, "lower the rate")

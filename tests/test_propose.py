@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import wave
 from pathlib import Path
@@ -20,8 +21,10 @@ from test_standalone import standalone_model
 from oln_d2.checks import InputError
 from oln_d2.cli import main
 from oln_d2.data.images import open_image
+from oln_d2.propose.ahead import ahead
 from oln_d2.propose.inputs import find_sources, read_frames
 from oln_d2.standalone import save_checkpoint
+from oln_d2.standalone.proposer import StandaloneProposer
 
 SETTINGS = {
     "min_size": 96, "max_size": 160, "rpn_pre_nms_top_n_test": 100,
@@ -103,6 +106,30 @@ def test_boxes_of_the_command_are_those_of_the_model(weights, photos, tmp_path):
         np.testing.assert_allclose(boxes, expected["boxes"][:50].numpy(), atol=1e-3)
         for key, field in ("scores", "score"), ("objectness",) * 2, ("box_scores", "box_score"):
             np.testing.assert_allclose(array(found[name], field), expected[key][:50], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "runtime", ["standalone", "onnx", pytest.param("detectron2", marks=NEEDS_DETECTRON2)]
+)
+def test_max_proposals(weights, photos, tmp_path, capsys, runtime):
+    """Who has little time must get the best proposals alone, in every runtime, not mixed up."""
+    line = [photos / "0.png", "--device", "cpu", "--top-k", 1000]
+    if runtime != "onnx":  # the shipped model
+        line += ["--weights", weights]
+    if runtime == "detectron2":
+        line += ["--config-file", small_recipe(tmp_path)]
+    assert propose(*line, "--output", tmp_path / "all") == 0
+    assert propose(*line, "--output", tmp_path / "few", "--max-proposals", 6) == 0
+    (every,), (few,) = (results(tmp_path / name).values() for name in ("all", "few"))
+    best = sorted((entry["objectness"] for entry in every), reverse=True)
+    assert 0 < len(few) <= 6 < len(every)
+    # What NMS left out of all may be among the six.
+    assert min(entry["objectness"] for entry in few) >= best[5] - 1e-5
+    capsys.readouterr()
+    assert propose(*line, "--output", tmp_path / "few") == 2
+    assert "max_proposals 6" in capsys.readouterr().err
+    assert propose(*line, "--output", tmp_path / "none", "--max-proposals", 0) == 2
+    assert "max_proposals is 0; it has to be 1 or more" in capsys.readouterr().err
 
 
 def test_batch_size_does_not_change_boxes(weights, tmp_path):
@@ -320,6 +347,51 @@ def test_killed_run_goes_on(weights, tmp_path):
     assert journal.read_bytes().startswith(done) and journal.read_bytes().count(b"\n") == 41
     assert main(list(map(str, [*run, tmp_path / "whole"]))) == 0
     same(results(tmp_path / "killed"), results(tmp_path / "whole"))
+
+
+def test_images_are_read_while_the_model_runs(weights, photos, tmp_path, monkeypatch):
+    """On two cores, a user must not wait for images to be read one after the other."""
+    read = threading.Event()
+
+    def prepare(self, image, name):
+        ret = original_prepare(self, image, name)
+        if name == "2.png":
+            read.set()
+        return ret
+
+    def detect(self, *arguments):
+        assert read.wait(60)  # the second image comes although the first is not done
+        return original_detect(self, *arguments)
+
+    original_prepare, original_detect = StandaloneProposer.prepare, StandaloneProposer.detect
+    monkeypatch.setattr(StandaloneProposer, "prepare", prepare)
+    monkeypatch.setattr(StandaloneProposer, "detect", detect)
+    line = photos, "--weights", weights, "--device", "cpu", "--batch-size", 1
+    assert propose(*line, "--output", tmp_path / "out") == 0
+    assert len(results(tmp_path / "out")) == len(SIZES)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_reading_ahead_has_a_limit_and_ends(leaves):
+    """A million images must not pile up in memory, an error must not be lost, nor a thread stay."""
+    made, used = 0, []
+
+    def numbers():
+        nonlocal made
+        for number in range(20):
+            made += 1
+            yield number
+        raise InputError("the disk is gone")
+
+    threads = threading.active_count()
+    with pytest.raises(ZeroDivisionError if leaves else InputError), ahead(numbers(), 3) as items:
+        for number in items:
+            used.append(number)
+            time.sleep(0.005)
+            assert made <= len(used) + 3
+            if leaves and number == 4:
+                _ = 1 / 0
+    assert used == list(range(5 if leaves else 20)) and threading.active_count() == threads
 
 
 def test_unreadable_images_do_not_stop_the_run(weights, photos, tmp_path, capsys):

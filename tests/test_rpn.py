@@ -55,7 +55,7 @@ class Case:
     def losses(self):
         from detectron2.utils.events import EventStorage
 
-        labels, boxes = self.rpn.label_and_sample_anchors(self.anchors, self.gt)
+        labels, boxes, _ = self.rpn.label_and_sample_anchors(self.anchors, self.gt)
         with EventStorage() as self.storage:
             return self.rpn.losses(
                 self.anchors, self.predictions[0], labels, self.predictions[1], boxes
@@ -94,7 +94,7 @@ def test_assignment_matches_public_code(name, sample, limits):
 def test_samples_and_targets_match_public_code(name, first_n):
     """Otherwise other anchors are trained, or with other targets."""
     case = Case(name)
-    labels, boxes = case.rpn.label_and_sample_anchors(case.anchors, case.gt)
+    labels, boxes, _ = case.rpn.label_and_sample_anchors(case.anchors, case.gt)
     anchors = case.golden["anchors"]
     for i in range(len(case.gt)):
         for row, sample in enumerate(["reg", "obj"]):
@@ -206,12 +206,24 @@ def test_rpn_nms_is_a_setting_of_its_own_in_training_and_test(training):
 
 def test_non_finite_predictions():
     """In training they must stop the run with advice; in test the other boxes must survive."""
+    from detectron2.structures import ImageList
+    from detectron2.utils.events import EventStorage
+
     case = Case("rpn_rand_small")
     with torch.no_grad():
         case.logits[0, 3] = float("nan")
         case.ltrb[0, 5] = float("inf")
-    with pytest.raises(FloatingPointError, match="BASE_LR"):
-        case.rpn.predict_proposals(case.anchors, *case.predictions, case.sizes)
+    features = {
+        f"p{i + 2}": torch.randn(1, 16, *size)
+        for i, size in enumerate(case.golden["fmap_sizes"].tolist())
+    }
+    images, head = ImageList(torch.zeros(1, 3, 256, 288), case.sizes), case.rpn.rpn_head
+    for parameter in (head.objectness_logits.bias, head.anchor_deltas.bias):
+        torch.nn.init.constant_(parameter, float("nan"))
+        told = "loss_rpn_obj .*, loss_rpn_loc .*BASE_LR"
+        with EventStorage(), pytest.raises(FloatingPointError, match=told):
+            case.rpn(images, features, case.gt)
+        torch.nn.init.zeros_(parameter)
     case.rpn.eval()
     (proposals,) = case.rpn.predict_proposals(case.anchors, *case.predictions, case.sizes)
     assert len(proposals) > 1000
@@ -270,11 +282,11 @@ def test_objectness_target_iou():
 def test_sizes_and_weights_of_the_objectness_loss():
     """OBJECTNESS_BATCH_SIZE_PER_IMAGE, _IOU_THRESHOLDS and _LOSS_WEIGHT must have an effect."""
     case = Case("rpn_rand_small", build_rpn(OBJECTNESS_BATCH_SIZE_PER_IMAGE=40))
-    labels, _ = case.rpn.label_and_sample_anchors(case.anchors, case.gt)
+    labels, *_ = case.rpn.label_and_sample_anchors(case.anchors, case.gt)
     assert (labels[0][1] >= 0).sum() == 40 and (labels[0][0] >= 0).sum() == 256
 
     case = Case("rpn_rand_small", build_rpn(OBJECTNESS_IOU_THRESHOLDS=[0.5, 0.6]))
-    labels, _ = case.rpn.label_and_sample_anchors(case.anchors, case.gt)
+    labels, *_ = case.rpn.label_and_sample_anchors(case.anchors, case.gt)
     assert 0 < (labels[0][1] == 1).sum() < len(case.golden["img0_obj_pos"])
 
     def loss(weight, seed=0):

@@ -21,7 +21,7 @@ from oln_d2.standalone import (
     save_checkpoint,
 )
 from oln_d2.standalone.data import read_image
-from oln_d2.standalone.models import detect
+from oln_d2.standalone.models import StandaloneRPNHead, detect
 
 MODELS = [(18, "FrozenBN"), (18, "GN"), (50, "FrozenBN"), (50, "GN")]
 SMALL = {"fpn_channels": 32, "representation_size": 64, "trainable_backbone_layers": 5}
@@ -137,8 +137,9 @@ def test_rpn_feature_norm():
 
 
 @NEEDS_DETECTRON2
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("negatives", [False, True])
-def test_losses_agree(both, negatives):
+def test_losses_agree(both, negatives, weighted):
     """
     The same seed draws the same samples: the losses must be those of Detectron2.
     """
@@ -152,11 +153,16 @@ def test_losses_agree(both, negatives):
     ours.roi_heads.score_negatives = theirs.roi_heads.box_predictor.score_negatives = negatives
     try:
         torch.manual_seed(7)
-        actual = ours([p / 255 for p in pixels], [{"boxes": boxes} for boxes in GT])
+        targets = [{"boxes": boxes} for boxes in GT]
+        for target in targets if weighted else ():
+            target["weights"] = torch.linspace(0.2, 1, len(target["boxes"]))
+        actual = ours([p / 255 for p in pixels], targets)
         inputs = []
         for p, boxes in zip(pixels, GT):
             gt = Instances(p.shape[-2:], gt_boxes=Boxes(boxes))
             gt.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
+            if weighted:
+                gt.gt_weights = torch.linspace(0.2, 1, len(boxes))
             inputs.append({"image": p.to(torch.uint8), "instances": gt})
         torch.manual_seed(7)
         with EventStorage():
@@ -168,6 +174,25 @@ def test_losses_agree(both, negatives):
     for name in expected:
         assert expected[name] > 1e-3
         close(actual[name].detach(), expected[name].detach(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("negatives", [False, True])
+def test_weights_of_objects(negatives):
+    """An object of weight 0.5 must teach half of what it does; background stays what it is."""
+    model = standalone_model(min_size=160, box_score_negatives=negatives).train()
+    image, losses = torch.rand(3, 160, 200), []
+    for weights in (None, [1.0, 1.0], [0.5, 0.5], [1.0, 0.5]):
+        target = {"boxes": torch.tensor([[10.0, 10, 90, 100], [100, 50, 190, 150]])}
+        if weights is not None:
+            target["weights"] = torch.tensor(weights)
+        torch.manual_seed(0)
+        losses.append(model([image], [target]))
+    none, ones, halves, mixed = losses
+    for name in none:
+        close(ones[name].detach(), none[name].detach())
+        assert halves[name] < mixed[name] < none[name]
+    for name in ("loss_rpn_loc", "loss_box_reg", *(["loss_box_score"] * (not negatives))):
+        close(halves[name].detach(), none[name].detach() / 2)
 
 
 @NEEDS_DETECTRON2
@@ -263,6 +288,22 @@ def test_losses_match_public_code(golden_model, golden, first_n):
         close(losses[ours].detach(), golden[theirs].sum(), rtol=1e-4)
 
 
+def watch_first_stage(model):
+    """
+    A list that, once the losses of one image are computed, holds the anchors that teach the first
+    stage, and what it predicts for them: logits and distances.
+    """
+    seen, at = [], model.rpn.head.at
+
+    def keep(features, image, anchor):
+        predicted = at(features, image, anchor)
+        seen.extend([anchor, *predicted])
+        return predicted
+
+    model.rpn.head.at = keep
+    return seen
+
+
 @pytest.mark.parametrize("negatives", [True, False])
 def test_objects_without_annotation(negatives):
     """
@@ -275,21 +316,21 @@ def test_objects_without_annotation(negatives):
     model = build_detector(depth=10, norm="GN", ltrb_init=0.5, **SMALL, **settings).train()
     annotated, other = torch.tensor([[8.0, 8, 60, 60]]), torch.tensor([[80.0, 80, 150, 150]])
     seen = {}  # what each stage predicts, and where
-    model.rpn.head.register_forward_hook(lambda *call: seen.update(rpn=call[2]))
+    first = watch_first_stage(model)
     model.rpn.anchor_generator.register_forward_hook(lambda *call: seen.update(anchors=call[2][0]))
     model.roi_heads.box_roi_pool.register_forward_pre_hook(lambda _, args: seen.update(rois=args))
     model.roi_heads.box_predictor.register_forward_hook(lambda *call: seen.update(box=call[2]))
     losses = model([torch.rand(3, 160, 160)], [{"boxes": annotated}])
-    predicted = [*seen["rpn"][0], *seen["rpn"][1], *seen["box"]]
-    grads = torch.autograd.grad(sum(losses.values()), predicted)
-    scores, sides = torch.cat([g.flatten() for g in grads[:5]]), grads[5:10]
-    sides = torch.cat([g.flatten(2)[0].T for g in sides])
+    anchor, *predicted = first
+    grads = torch.autograd.grad(sum(losses.values()), [*predicted, *seen["box"]])
+    scores, sides = torch.zeros(len(seen["anchors"])), torch.zeros(len(seen["anchors"]), 4)
+    scores[anchor], sides[anchor] = grads[0][:, 0], grads[1]
     on_other = box_iou(seen["anchors"], other)[:, 0] > 0.3
     rois_on_other = box_iou(seen["rois"][1][0], other)[:, 0] > 0.3
     assert on_other.any() and rois_on_other.any() and (scores != 0).any()
     assert (scores[on_other] != 0).any() == negatives
     assert not sides[on_other].any()
-    assert not grads[10][rois_on_other].any() and not grads[11][rois_on_other].any()
+    assert not grads[2][rois_on_other].any() and not grads[3][rois_on_other].any()
 
 
 @NEEDS_DETECTRON2
@@ -434,6 +475,32 @@ def test_gradient_of_pooled_features():
     # Each value of an RoI is an average, of weights that sum up to 1: 0 + 2 times 2 x 2 x 2 values
     # of the small one, 1 time those of the large one.
     assert [grad.sum().item() for grad in grads] == pytest.approx([16, 0, 0, 8])
+
+
+def test_first_stage_at_some_locations():
+    """Training computes the losses of the few sampled anchors alone: nothing else may be learnt."""
+    torch.manual_seed(0)
+    head = StandaloneRPNHead(8, 1, 4.0)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    sizes = (6, 9), (3, 5), (2, 3)
+    features = [torch.randn(2, 8, *size, requires_grad=True) for size in sizes]
+    logits, ltrb = head(features)
+    everywhere = (
+        torch.cat([level.flatten(1) for level in logits], dim=1),
+        torch.cat([level.flatten(2).transpose(1, 2) for level in ltrb], dim=1),
+    )
+    # In any order; corners and borders of all levels.
+    image, anchor = torch.ones(2, 75).nonzero()[torch.randperm(150)[:90]].T
+    learning = [*head.parameters(), *features]
+    gradients = []
+    for found in ([x[image, anchor] for x in everywhere], head.at(features, image, anchor)):
+        scores, distances = found[0].flatten(), found[1]
+        gradients.append([scores, distances])
+        loss = (scores * torch.arange(90)).sum() + (distances**2).sum()
+        gradients[-1] += torch.autograd.grad(loss, learning)
+    for dense, sparse in zip(*gradients):
+        torch.testing.assert_close(sparse, dense, rtol=1e-4, atol=1e-3)
 
 
 def test_no_proposals():

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import ROOT, make_coco
 from PIL import Image
-from torchvision.models.detection.image_list import ImageList
+from test_standalone import watch_first_stage
 from torchvision.ops import box_iou
 
 from oln_d2.checks import InputError
@@ -444,10 +444,23 @@ def test_diverged_training_keeps_the_last_good_checkpoint(coco, tmp_path, capsys
     assert main(options(coco, tmp_path / "out", *more)) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ") and "lower the learning rate" in message
+    assert re.search(r"At iteration \d+, on .*00\d.jpg, .*00\d.jpg, .*loss_rpn_obj ", message)
     assert "in another output folder" in message and "checkpoint.pth" in message
     assert not (tmp_path / "out/model_final.pth").exists()
     last = torch.load(tmp_path / "out/checkpoint.pth", weights_only=True)["model"]
     assert all(value.isfinite().all() for value in last.values())
+
+
+def test_nothing_to_train_on(coco, tmp_path):
+    """A misspelt split would train on nothing for days."""
+    annotations, folder = (
+        coco / "coco/annotations/instances_train2017.json",
+        coco / "coco/train2017",
+    )
+    for seen, more in (["pizza"], ()), ("voc", [(annotations, folder, "pizza")]):
+        with pytest.raises(InputError, match="of the seen categories .pizza.; there is nothing to"):
+            train(annotations, folder, seen, tmp_path / "out", more_data=more, config=CONFIG)
+    assert not (tmp_path / "out").exists()
 
 
 def test_folder_in_use(coco, tmp_path):
@@ -476,7 +489,12 @@ def test_diverged_training_stops(coco, tmp_path, monkeypatch):
     bias, path = model.roi_heads.box_predictor.bbox_pred.bias, str(tmp_path / "weights.pth")
     for value, error, message in (
         (float("nan"), InputError, "weights.pth: .*bbox_pred.bias holds NaN"),
-        (3e38, FloatingPointError, "iteration 0.*learning rate"),
+        (
+            3e38,
+            FloatingPointError,
+            r"At iteration 0, on .*00\d.jpg, .*00\d.jpg, the losses are NaN or infinite .*"
+            r"loss_box_sc.*loss_box_reg inf, .*learning rate",
+        ),
     ):
         torch.nn.init.constant_(bias, value)
         save_checkpoint(model, path)
@@ -624,18 +642,15 @@ def test_what_one_set_lacks_is_no_negative_in_the_other(coco, tmp_path):
     ious = {}
     for negatives in (False, True):
         model = build_detector(**{**content["config"], "objectness_negatives": negatives})
-        levels = []
-
-        def keep(module, inputs, output, levels=levels):
-            levels.append(output)
-
-        model.rpn.head.cls_logits.register_forward_hook(keep)
+        first, of_image = watch_first_stage(model), []
+        model.rpn.anchor_generator.register_forward_hook(
+            lambda *call, kept=of_image: kept.append(call[2][0])
+        )
         losses = training_losses(model.train(), [pixels], [target])
-        grads = torch.autograd.grad(sum(losses.values()), levels, allow_unused=True)
-        learns = [torch.zeros_like(x) if g is None else g for x, g in zip(levels, grads)]
-        learns = torch.cat([level.flatten() for level in learns]) != 0
-        images = ImageList(pixels[None], [tuple(pixels.shape[1:])])
-        anchors = model.rpn.anchor_generator(images, levels)[0]
+        anchor, logits, _ = first
+        (grad,) = torch.autograd.grad(sum(losses.values()), [logits])
+        learns = anchor[grad[:, 0] != 0]
+        (anchors,) = of_image
         ious[negatives] = box_iou(anchors[learns], target["boxes"]).amax(dim=1)
     assert len(ious[False]) and ious[False].min() >= 0.3  # the anchors that learn
     assert ious[True].min() < 0.1
@@ -687,7 +702,7 @@ def test_recipe(coco, tmp_path, capsys):
         ("model: 3", "model holds no settings by name"),
         ("model: {dept: 3}", "dept"),
         ("{split: voc, seen: cat}", "has split and seen"),
-        ("lr: many", "lr is many; it has to be 0 or more"),
+        ("lr: many", "lr is 'many'; write a number"),
     ):
         recipe.write_text(text)
         assert main(options(coco, tmp_path / "no", "--config", recipe)) == 2, text
@@ -861,11 +876,15 @@ def command(*args, **kwargs):
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-@pytest.mark.parametrize("launcher", [TORCHRUN, []], ids=["torchrun", "devices"])
-def test_two_processes(coco, tmp_path, launcher):
+@pytest.mark.parametrize(
+    "launcher, number",
+    [(TORCHRUN, 2), ([], 2), pytest.param([], 3, marks=pytest.mark.heavy)],
+    ids=["torchrun", "devices", "three"],
+)
+def test_several_processes(coco, tmp_path, launcher, number):
     """
-    `torchrun` and `--devices 2` must train one model on shares of each batch, evaluate every image
-    once, and refuse to go on from different iterations.
+    `torchrun` and `--devices` must train one model on shares of each batch, find in the evaluation
+    what one process finds, and refuse to go on from different iterations.
     """
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
     output = tmp_path / "out"
@@ -877,32 +896,30 @@ def test_two_processes(coco, tmp_path, launcher):
         coco / "coco/val2017",
     ]
     args = [*launcher, tmp_path / "two.py", *options(coco, output, *validation)]
-    args += [] if launcher else ["--devices", "2"]
+    args += [] if launcher else ["--devices", number, "--batch-size", number]
     result = command(*args)
     assert result.returncode == 0, result.stderr
-    assert "2 iterations of 2" in result.stdout and result.stdout.count("Protocol xclass") == 1
+    assert f"{4 - number} iterations of {number}" in result.stdout
+    assert result.stdout.count("Protocol xclass") == 1
     detections = json.loads((output / "coco_instances_results.json").read_text())
     assert {d["image_id"] for d in detections} == {1, 2, 3, 4, 5}
-    assert (output / "model_final.pth").exists()
-    first, second = (torch.load(output / f"rank{i}.pth", weights_only=True) for i in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    first, *others = (torch.load(output / f"rank{i}.pth", weights_only=True) for i in range(number))
+    for other in others:
+        assert all(torch.equal(first[name], other[name]) for name in first)
+    if not launcher:
+        weights = ["--weights", output / "model_final.pth", "--lr", "0"]
+        alone = options(coco, tmp_path / "alone", *validation, *weights)
+        for option in ("--depth", "--min-size", "--max-size"):
+            del alone[alone.index(option) : alone.index(option) + 2]
+        alone.remove("--scratch")
+        assert main(alone) == 0
+        for name in ("coco_instances_results.json", "open_world_results.json"):
+            assert (output / name).read_text() == (tmp_path / "alone" / name).read_text()
+    if number == 3:
+        return
     result = command(*args, "--resume")
     assert result.returncode != 0
     assert "start at iterations [2, 0]; put the output folder where all nodes" in result.stderr
-
-
-def test_benchmark(tmp_path, capsys):
-    """Which options are worth it on a machine must be told for the model of the recipe."""
-    (tmp_path / "recipe.yaml").write_text(f"model: {json.dumps(CONFIG)}\nepochs: 3")
-    more = "--steps", "1", "--batch-size", "2"
-    assert main(["benchmark", "training", "--config", str(tmp_path / "recipe.yaml"), *more]) == 0
-    printed = capsys.readouterr().out
-    assert "2 images of 96 x 128 a step" in printed
-    assert (
-        printed.count("channels last")
-        == printed.count("contiguous")
-        == (2 if computes_bfloat16("cpu") else 1)
-    )
 
 
 @pytest.mark.parametrize("arguments", [["train"], ["quickstart", "--engine", "standalone"]])
@@ -930,7 +947,7 @@ def test_help_tells_the_defaults():
             value = int(value) if isinstance(value, float) else value
             assert re.search(rf"default {value}\b", told[name]), name
             checked += 1
-    assert checked == 11
+    assert checked == 12
 
 
 def test_command_names_bad_input(coco, tmp_path):

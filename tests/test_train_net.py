@@ -232,6 +232,36 @@ def test_average_is_what_is_evaluated_and_saved(data, two_sets, tmp_path, caplog
 
 
 @NEEDS_DETECTRON2
+def test_diverged_training_tells_where(data, two_sets, tmp_path):
+    """Who has one bad image among thousands must be told which; what was good before must stay."""
+    from detectron2.engine import HookBase
+
+    from oln_d2.engine.trainer import Trainer
+    from oln_d2.model_zoo import load_config
+
+    class Diverge(HookBase):
+        def after_step(self):
+            bias = self.trainer.model.roi_heads.box_predictor.bbox_pred.bias
+            torch.nn.init.constant_(bias, 3e38)
+
+    more = ["DATASETS.TEST", (), "OUTPUT_DIR", str(tmp_path), "SOLVER.CHECKPOINT_PERIOD", 1]
+    trainer = Trainer(load_config(ROOT / RECIPE, [*SMALL, *two_sets, *more]))
+    trainer.resume_or_load()
+    trainer.register_hooks([Diverge()])
+    told = (
+        r"At iteration 1, on .*00\d.jpg, .*00\d.jpg, the losses are NaN or infinite ."
+        r"loss_box_score [\d.]+, loss_box_reg inf, .*lower SOLVER.BASE_LR"
+    )
+    with pytest.raises(FloatingPointError, match=told):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["model_0000000.pth"]
+    torch.nn.init.constant_(trainer.model.roi_heads.box_predictor.bbox_pred.bias, float("nan"))
+    with pytest.raises(FloatingPointError, match="Weights are NaN .*model_final is not written"):
+        trainer.checkpointer.save("model_final")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
+
+
+@NEEDS_DETECTRON2
 def test_bfloat16_and_channels_last(data, two_sets, tmp_path):
     """They must train what float32 trains but for rounding, or say that the processor cannot."""
     from oln_d2.engine.trainer import Trainer
@@ -518,7 +548,7 @@ def test_best_checkpoint_of_two_data_sets(data, tmp_path):
 
 @NEEDS_DETECTRON2
 def test_evaluation_does_not_depend_on_the_number_of_processes(data, trained, tmp_path):
-    """Two processes must find exactly what one finds, in the order of metrics to the last bit."""
+    """Several processes must find exactly what one finds, all metrics to the last bit."""
     checkpoint = torch.load(trained[0] / "model_final.pth")
     # The anchors themselves as boxes, so that there is something to find whatever was learnt.
     for name, tensor in checkpoint["model"].items():
@@ -527,13 +557,13 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(data, trained, tm
     weights = tmp_path / "weights.pth"
     torch.save({"model": checkpoint["model"]}, weights)
     reports = []
-    for processes in (1, 2):
+    for processes in (1, 2, 3):
         output = tmp_path / str(processes)
         options = ["--eval-only", "--num-gpus", processes]
         code, log = run(data, output, "MODEL.WEIGHTS", weights, options=options)
         assert code == 0, log
         reports.append((output / "inference/coco_2017_voc_val/open_world_results.json").read_text())
-    assert reports[0] == reports[1]
+    assert reports[0] == reports[1] == reports[2]
     assert json.loads(reports[0])["results"][0]["all"]["AR@1500"] > 0.05, reports[0]
 
 
@@ -730,7 +760,7 @@ def test_without_detectron2():
     program = (
         "import sys, runpy; sys.modules['detectron2'] = None\n"
         "import oln_d2, oln_d2.localization, oln_d2.data.coco, oln_d2.standalone.convert\n"
-        "import oln_d2.model_zoo, oln_d2.sweep, oln_d2.quickstart\n"
+        "import oln_d2.model_zoo, oln_d2.recipes, oln_d2.quickstart\n"
         "for name in ('add_oln_config', 'register_datasets', 'register_open_world_coco', "
         "'OLNRPN', 'OpenWorldEvaluator'):\n"
         "    try:\n"

@@ -210,7 +210,7 @@ def test_missing_images_are_told_in_the_end(files, capsys):
     assert (
         "2 pictures" in told
         and "000000000002.jpg: is no image" in told
-        and "3.jpg: is not among the images in" in told
+        and "3.jpg: is not among the images" in told
     )
     for path in (files / "data/coco/val2017").glob("*.jpg"):
         path.unlink()

@@ -60,7 +60,8 @@ def main(recipes):
             str(path.relative_to(CONFIGS))
             for path in CONFIGS.rglob("*.yaml")
             if not path.name.startswith("Base-")
-            and path.parent.name not in ("cpu", "datasets", "small", "standalone")
+            and path.parent.name not in ("cpu", "datasets", "small")
+            and "standalone" not in path.parts
         )
     setup_logger(output=str(OUTPUT / "log.txt"))
     register_ten_images(OUTPUT)

@@ -13,38 +13,29 @@ import argparse
 import os
 import time
 
-import numpy as np
-import onnxruntime
-from PIL import Image
 from tqdm import tqdm
 
 import oln_d2
+from oln_d2.benchmark.onnx import TensorFlowDetector
 from oln_d2.data.coco import load_coco
 from oln_d2.data.images import open_image
 from oln_d2.evaluation.coco_results import write_results
 from oln_d2.evaluation.result import GROUPS, draw_images, interval
 
-SIDE = 192  # pixels; images are squeezed to a square
 KS = 1, 10, 30, 100
 
 
 def find(model, gt, images):
     """Rows of :func:`write_results`, and milliseconds for an image."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    (inputs,) = session.get_inputs()
+    detector = TensorFlowDetector(model, threads=1)
     rows, seconds = [], 0.0
     for entry in tqdm(load_coco(gt)["images"], unit="image"):
         image = open_image(os.path.join(images, entry["file_name"]))
-        small = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        pixels = detector.prepare(image)
         begin = time.process_time()
-        boxes, _, scores, number = session.run(None, {inputs.name: np.array(small)[None]})
+        boxes, scores = detector.detect(pixels)
         seconds += time.process_time() - begin
-        top, left, bottom, right = boxes[0, : int(number[0])].astype(float).T
-        corner = np.stack([left, top, right - left, bottom - top], axis=1)
-        boxes = corner * [*image.size, *image.size]
-        rows.append((entry["id"], boxes, scores[0, : len(boxes)].astype(float), None, {}))
+        rows.append((entry["id"], boxes * [*image.size, *image.size], scores, None, {}))
     return rows, 1000 * seconds / len(rows)
 
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from oln_d2.auditing.candidates import Candidates
 from oln_d2.checks import InputError
+from oln_d2.data.coco import PSEUDO
 from oln_d2.evaluation.open_world import LARGE
 from oln_d2.files import StrPath, read_json
 
 SOURCE = "oln-d2 audit"  # marks the annotations that it added, under "source"
-PSEUDO = "oln-d2 audit, not reviewed"
 OBJECT = "object"  # the category of what was accepted without one
 LEAST = 10  # decisions of each kind that a rank can be learnt from
 _KINDS = ("accept", "reject", "skip")

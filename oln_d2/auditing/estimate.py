@@ -1,5 +1,5 @@
 """
-How much an audit finds, measured on annotations that it is not shown.
+How much an audit finds: measured on annotations that it is not shown, and on what was decided.
 
 Shapes: C candidates; H hidden objects; N images. Boxes are XYWH in absolute pixels.
 """
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
 from oln_d2.auditing.candidates import Candidates, find_candidates
-from oln_d2.auditing.decisions import PSEUDO, SOURCE
+from oln_d2.auditing.decisions import SOURCE
+from oln_d2.data.coco import PSEUDO
 from oln_d2.drawing import FOUND_IOU
 from oln_d2.evaluation.coco_results import Detections
 from oln_d2.evaluation.open_world import AREA_RANGES
@@ -22,6 +23,7 @@ SHARE = 0.3  # of all objects that is hidden at random
 DEPTHS = 100, 200, 500, 1000, 2000, 5000, 10000  # candidates that somebody reads
 READ = 500, 2000  # those that the summary is about
 DRAWS = 1000  # of images, for the 95 % intervals
+SCORES = 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8  # least scores whose candidates are counted
 
 
 class Found(NamedTuple):
@@ -35,6 +37,34 @@ class Found(NamedTuple):
     precision: list[float]  # hidden objects among the candidates read: a lower limit
     by_size: dict[str, list[float]]  # the recall, by the size of the hidden objects
     by_category: dict[str, list[float]]  # and by their category
+    by_score: dict[str, list[float]]  # least score: how many candidates; their precision
+
+
+class Hidden(NamedTuple):
+    """A data set without some of its annotations, and these."""
+
+    kept: list[dict[str, Any]]  # annotations, crowds included
+    objects: list[dict[str, Any]]
+
+
+def _split(content):
+    """
+    The objects and the crowds of a data set, sorted, for what is drawn not to depend on the file.
+    What an audit added would be found again by its own boxes, so it is kept with the crowds.
+    """
+
+    def is_object(a):
+        return not a.get("iscrowd") and a.get("source") not in (SOURCE, PSEUDO)
+
+    objects = [a for a in content["annotations"] if is_object(a)]
+    objects.sort(key=lambda a: (a["image_id"], a["category_id"], a["bbox"]))
+    return objects, [a for a in content["annotations"] if not is_object(a)]
+
+
+def _half(objects, rng):
+    """Half of the categories that are used, a set of ids."""
+    used = sorted({a["category_id"] for a in objects})
+    return set(rng.permutation(used)[: len(used) // 2].tolist())
 
 
 def estimate(
@@ -44,9 +74,9 @@ def estimate(
     seed: int = 0,
 ) -> dict[str, Found]:
     """
-    Hide annotations and count how many of them the candidates contain that are then listed: those
-    of half of the categories, then those of the other half ("categories": objects of a kind that
-    nobody annotated); and a share of all ("at random": objects that were forgotten).
+    Hide annotations from the list and count how many of them the candidates contain: those of half
+    of the categories, then those of the other half ("categories": objects of a kind that nobody
+    annotated); and a share of all ("at random": objects that were forgotten).
 
     Args:
         detections: of all images.
@@ -59,43 +89,73 @@ def estimate(
         recall are those of one list, on average over the halves.
     """
     rng = np.random.default_rng(seed)
-    # What an audit added would be found again by its own boxes.
-    objects = [
-        a
-        for a in content["annotations"]
-        if not a.get("iscrowd") and a.get("source") not in (SOURCE, PSEUDO)
-    ]
-    crowds = [a for a in content["annotations"] if a.get("iscrowd")]
-    objects.sort(key=lambda a: (a["image_id"], a["category_id"], a["bbox"]))  # not by the file's
-    used = sorted({a["category_id"] for a in objects})
-    names = {c["id"]: c["name"] for c in content["categories"]}
+    objects, others = _split(content)
+
+    def hide(which):
+        pairs = list(zip(objects, which))
+        return Hidden([*others, *(a for a, h in pairs if not h)], [a for a, h in pairs if h])
+
+    half = _half(objects, rng)
     ret = {}
-    if len(used) > 1:
-        half = set(rng.permutation(used)[: len(used) // 2].tolist())
+    if half:
         is_first = np.array([a["category_id"] in half for a in objects])
-        ret["categories"] = _measure(
-            detections, objects, crowds, [is_first, ~is_first], names, options, seed
-        )
-    hidden = rng.random(len(objects)) < SHARE
-    if hidden.any():
-        ret["at random"] = _measure(detections, objects, crowds, [hidden], names, options, seed)
+        hidden = [hide(is_first), hide(~is_first)]
+        ret["categories"] = _measure(detections, hidden, content, options, seed)
+    at_random = rng.random(len(objects)) < SHARE
+    if at_random.any():
+        ret["at random"] = _measure(detections, [hide(at_random)], content, options, seed)
     return ret
 
 
-def _measure(detections, objects, crowds, groups, names, options, seed):
-    """:class:`Found` of lists made without each of some groups, (objects,) bools, in turn."""
-    hidden, parts, lists = [], [], []
-    for group in groups:
+def hide_from_training(content: Mapping[str, Any], seed: int = 0) -> dict[str, Hidden]:
+    """
+    What :func:`estimate_trained` needs: half of the categories ("categories") and a share of the
+    other objects ("at random") are hidden together, so that one training serves both. Arguments as
+    there; {} where there is nothing to hide.
+    """
+    rng = np.random.default_rng(seed)
+    objects, others = _split(content)
+    half = _half(objects, rng)
+    rest = [a for a in objects if a["category_id"] not in half]
+    at_random = rng.random(len(rest)) < SHARE
+    kept = [*others, *(a for a, h in zip(rest, at_random) if not h)]
+    parts = {
+        "categories": [a for a in objects if a["category_id"] in half],
+        "at random": [a for a, h in zip(rest, at_random) if h],
+    }
+    return {name: Hidden(kept, part) for name, part in parts.items() if part}
+
+
+def estimate_trained(
+    detections: Detections,
+    content: Mapping[str, Any],
+    options: Mapping[str, float],
+    seed: int = 0,
+) -> dict[str, Found]:
+    """
+    As :func:`estimate`, of models that :func:`hide_from_training` hid the same from.
+    """
+    return {
+        name: _measure(detections, [hidden], content, options, seed)
+        for name, hidden in hide_from_training(content, seed).items()
+    }
+
+
+def _measure(detections, parts, content, options, seed):
+    """:class:`Found` of lists, one for each of some :class:`Hidden`."""
+    hidden, places_of, lists = [], [], []
+    for part in parts:
         kept: dict[int, list[Any]] = {}
-        for annotation in [*crowds, *(a for a, h in zip(objects, group) if not h)]:
+        for annotation in part.kept:
             kept.setdefault(annotation["image_id"], []).append(annotation)
-        own = [a for a, h in zip(objects, group) if h]
         candidates = find_candidates(detections, kept, **options)
-        lists.append(len(candidates.scores))
-        parts.append(places(candidates, own))
-        hidden += own
-    place = np.concatenate(parts)
-    depths = [n for n in DEPTHS if n <= min(lists)] or [max(min(lists), 1)]
+        lists.append(candidates.scores)
+        places_of.append(places(candidates, part.objects))
+        hidden += part.objects
+    place = np.concatenate(places_of)
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    least = min(map(len, lists))
+    depths = [n for n in DEPTHS if n <= least] or [max(least, 1)]
     found = place[:, None] < np.array(depths)  # (H, depths)
     images, of_image = np.unique([a["image_id"] for a in hidden], return_inverse=True)
     draws = draw_images(len(images), DRAWS, seed)
@@ -110,6 +170,16 @@ def _measure(detections, objects, crowds, groups, names, options, seed):
         name: (areas >= least) & (areas <= most) for name, (least, most) in AREA_RANGES.items()
     }
 
+    by_score = {}
+    for score in SCORES:
+        above = sum(int((scores >= score).sum()) for scores in lists)
+        shown = sum(
+            int((scores[own[np.isfinite(own)].astype(int)] >= score).sum())
+            for scores, own in zip(lists, places_of)
+        )
+        if above:
+            by_score[str(score)] = [above // len(parts), round(shown / above, 4)]
+
     def recall(chosen):
         return found[chosen].mean(axis=0).round(4).tolist()
 
@@ -119,9 +189,10 @@ def _measure(detections, objects, crowds, groups, names, options, seed):
         recall=recall(slice(None)),
         low=low.round(4).tolist(),
         high=high.round(4).tolist(),
-        precision=(found.sum(axis=0) / len(groups) / np.array(depths)).round(4).tolist(),
+        precision=(found.sum(axis=0) / len(parts) / np.array(depths)).round(4).tolist(),
         by_size={name: recall(chosen) for name, chosen in sizes.items() if chosen.any()},
         by_category={names[k]: recall(kinds == k) for k in np.unique(kinds).tolist()},
+        by_score=by_score,
     )
 
 
@@ -176,5 +247,39 @@ def sentences(found: Mapping[str, Found], note: str = "") -> str:
         )
         if more > some:
             text += f"; reading on to {one.depths[more]} finds {100 * one.recall[more]:.0f} %"
-        ret.append(f"{text}.")
+        ret.append(f"{text}. At least {100 * one.precision[some]:.0f} % of those first are such.")
     return " ".join([*ret, note]).strip()
+
+
+def judged_sentence(accepted: NDArray[np.bool_], likely: NDArray[np.float64] | None) -> str:
+    """
+    What decisions say about the rest of the list.
+
+    Args:
+        accepted: shape (J,), what was decided on J candidates, 1 or more.
+        likely: shape (C,), in [0, 1], how likely each of the rest is to be accepted, descending;
+            None where that is not known.
+    """
+    low, high = (100 * x for x in wilson(int(accepted.sum()), len(accepted)))
+    ret = (
+        f"Of {len(accepted)} candidates judged {100 * accepted.mean():.0f} % were accepted "
+        f"(95 % interval {low:.0f} to {high:.0f})."
+    )
+    if likely is not None and len(likely):
+        first = min(READ[0], len(likely))
+        ret += f" By these, {likely[:first].sum():.0f} of the next {first} are objects"
+        if len(likely) > first:
+            last = min(READ[1], len(likely))
+            ret += f", and {likely[:last].sum():.0f} of the next {last}"
+        ret += "."
+    return ret
+
+
+def wilson(hits: int, number: int) -> tuple[float, float]:
+    """The 95 % interval of a share, in [0, 1], of which `hits` of `number` were seen."""
+    z = 1.96
+    share = hits / number
+    middle = share + z * z / (2 * number)
+    half = z * np.sqrt(share * (1 - share) / number + z * z / (4 * number**2))
+    scale = 1 + z * z / number
+    return float((middle - half) / scale), float((middle + half) / scale)

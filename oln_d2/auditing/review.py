@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +22,15 @@ from oln_d2.auditing.decisions import (
     learn_ranks,
     read_decisions,
 )
-from oln_d2.auditing.estimate import Found, estimate, sentences
-from oln_d2.checks import FRACTION, POSITIVE_INT, SEED, InputError, Limit, check_limits
+from oln_d2.auditing.estimate import (
+    Found,
+    estimate,
+    estimate_trained,
+    hide_from_training,
+    judged_sentence,
+    sentences,
+)
+from oln_d2.checks import FRACTION, POSITIVE_INT, SEED, InputError, Limit, check_limits, one_of
 from oln_d2.data.coco import check_coco, load_coco
 from oln_d2.data.images import open_annotated
 from oln_d2.data.lookup import find_images, image_name, image_size, some
@@ -31,10 +40,12 @@ from oln_d2.files import StrPath, check_links, check_output, make_folder, read_j
 from oln_d2.loading import load
 from oln_d2.pages.page import full_size, templates
 from oln_d2.propose import Proposer, propose_files
+from oln_d2.propose.writers import cvat_content, labelstudio_task
 
 FILES = "audit_files"
 SETTINGS = {"iou", "copies", "inside"}  # of `find_candidates`
 NUMBER = 1000  # candidates that are listed
+EXPORTS = "labelstudio", "cvat"
 
 
 class Audit(NamedTuple):
@@ -49,7 +60,7 @@ class Audit(NamedTuple):
     pseudo: str | None  # the annotations with what was accepted without a review
     learnt: bool  # whether decisions rank the rest
     estimate: dict[str, Found]  # how much of what is missing the list contains
-    summary: str  # the same in words
+    summary: str  # the same in words, and what decisions say about the rest
     failures: list[str]  # why an image was left out, a sentence each
 
 
@@ -65,6 +76,7 @@ def audit(
     merge: Sequence[StrPath] = (),
     accept_above: float | None = None,
     accept_top: int | None = None,
+    export: str | None = None,
     number: int = NUMBER,
     top_k: int = 100,
     iou: float | None = None,
@@ -94,12 +106,16 @@ def audit(
             rejected, it ranks the rest.
         accept_above, accept_top: also write `pseudo.json`, the annotations with all candidates of
             at least this score, in [0, 1], and at most so many of an image, without a review.
+        export: "labelstudio" or "cvat": also write `labelstudio.json` or `cvat.json`, the images
+            with listed candidates, with these, as `object` and with their scores, and with their
+            annotations, for a team that reviews there.
         number: how many candidates are listed, the first ones.
         top_k: proposals of an image.
         iou, copies, inside: see :func:`oln_d2.auditing.candidates.find_candidates`; by default its
             own or, with `merge`, those of the audit before.
         hide: also estimate how much of what is missing the list contains, see
-            :func:`oln_d2.auditing.estimate.estimate`; written to `estimate.json`.
+            :func:`oln_d2.auditing.estimate.estimate`; written to `estimate.json`. With `cross_fit`
+            it trains as many models again, without what is hidden.
         seed: of what is hidden, and of `cross_fit`.
         batch_size: images at once.
 
@@ -111,6 +127,7 @@ def audit(
         cross_fit=(cross_fit, several),
         accept_above=(accept_above, FRACTION),
         accept_top=(accept_top, POSITIVE_INT),
+        export=(export, one_of(*EXPORTS)),
         number=(number, POSITIVE_INT),
         top_k=(top_k, POSITIVE_INT),
         iou=(iou, FRACTION),
@@ -145,23 +162,30 @@ def audit(
     settings.update({name: value for name, value in given.items() if value is not None})
     make_folder(output)
     check_links(output)
-    for name in ("candidates", "merged", "pseudo", "estimate"):
+    for name in ("candidates", "merged", "pseudo", "estimate", "less", *EXPORTS):
         check_output(os.path.join(output, f"{name}.json"), [gt, *merge])
     failures: list[str] = []
+    results_less: list[str] = []  # of models that what is hidden was hidden from
     if merge:
         results, identity = before["results"], before["model"]
     elif cross_fit:
-        identity, results = propose_crosswise(
-            gt,
-            images,
-            os.path.join(output, "cross_fit"),
-            cross_fit,
-            recipe or {},
+        crosswise = partial(
+            propose_crosswise,
+            images=images,
+            parts=cross_fit,
+            recipe=recipe or {},
             device=device,
             top_k=top_k,
             batch_size=batch_size,
             seed=seed,
         )
+        identity, results = crosswise(gt, output=os.path.join(output, "cross_fit"))
+        if hide and (hidden := hide_from_training(original, seed)):
+            less = os.path.join(output, "less.json")
+            kept = next(iter(hidden.values())).kept
+            write_file(less, json.dumps({**original, "annotations": kept}))
+            print("The same without what is hidden, for the estimate")
+            _, results_less = crosswise(less, output=os.path.join(output, "cross_fit_less"))
     else:
         proposer = proposer or load(device=device)
         folder = os.path.join(output, "proposals")
@@ -181,13 +205,25 @@ def audit(
         merged = os.path.join(output, "merged.json")
         write_file(merged, json.dumps(content))
     found = find_candidates(detections, _by_image(content), **settings)
-    learnt = False
+    learnt, accepted = False, np.zeros(0, bool)
     if decisions:
-        found, learnt = _apply(found, decisions, detections, _by_image(original), settings)
-    measured = estimate(detections, original, settings, seed) if hide else {}
-    summary = sentences(measured, _note(original, identity)) if measured else ""
+        found, learnt, accepted = _apply(
+            found, decisions, detections, _by_image(original), settings
+        )
+    measured: dict[str, Found] = {}
+    if hide and results_less:
+        without = join_detections([read_results(file, ground_truth) for file in results_less])
+        measured = estimate_trained(without, original, settings, seed)
+    elif hide:
+        measured = estimate(detections, original, settings, seed)
+    note = _note(original, identity, bool(results_less), recipe) if measured else ""
+    summary = sentences(measured, note)
+    if len(accepted):
+        judged = judged_sentence(accepted, found.ranks if learnt else None)
+        summary = f"{judged} {summary}".strip()
     if not original["annotations"]:
-        summary = f"Nothing is annotated in {gt}, so all that is found is a candidate."
+        nothing = f"Nothing is annotated in {gt}, so all that is found is a candidate."
+        summary = f"{nothing} {summary}".strip()
     if hide:
         parts = {name: one._asdict() for name, one in measured.items()}
         write_file(os.path.join(output, "estimate.json"), json.dumps(parts, indent=1))
@@ -216,6 +252,8 @@ def audit(
         "total": total,
     }
     _write_list(listed, found, content, about)
+    if export is not None:
+        _export(output, export, content, found, identity)
     added = len(content["annotations"]) - len(original["annotations"])
     page = os.path.join(output, "index.html")
     return Audit(
@@ -247,14 +285,17 @@ def _best(found, score, number):
     return found.select(index)
 
 
-def _note(content, identity):
+def _note(content, identity, hidden_from_training, recipe):
     """Where the model was trained on what is hidden."""
     if identity.startswith("cross-fit"):
-        return (
-            "That is too much for categories that nobody annotated: the models were trained on "
-            "these categories in other images."
-        )
-    if identity not in weights.card()["sha256"].values():
+        if not hidden_from_training:  # of an audit before, whose models are there
+            return (
+                "That is too much for categories that nobody annotated: the models were trained on "
+                "these categories in other images."
+            )
+        if recipe and recipe.keys() & {"weights", "weights_backbone"}:
+            return ""
+    elif identity not in weights.card()["sha256"].values():
         return ""
     known = set(weights.card()["trained"]["categories"])
     names = {category["name"] for category in content["categories"]} & known
@@ -268,8 +309,9 @@ def _note(content, identity):
 
 def _apply(found, decisions, detections, annotations, settings):
     """
-    The candidates that are left, ranked by what was decided on others, and whether they are.
-    `annotations`: without what was accepted, as they were when it was judged.
+    The candidates that are left, ranked by what was decided on others, and whether they are; and
+    these decisions, (J,), whether they accept. `annotations`: without what was accepted, as they
+    were when it was judged.
     """
     decided: dict[int, list[tuple[float, ...]]] = {}
     for decision in decisions:
@@ -288,9 +330,9 @@ def _apply(found, decisions, detections, annotations, settings):
     accepted = np.array([d.what == "accept" for d in judging], bool)
     likely = learn_ranks(found, judged.select([place[d.id] for d in judging]), accepted)
     if likely is None:
-        return found, False
+        return found, False, accepted
     found = found._replace(ranks=likely)
-    return found.select(np.argsort(-likely, kind="stable")), True
+    return found.select(np.argsort(-likely, kind="stable")), True, accepted
 
 
 def _ids(candidates):
@@ -333,6 +375,27 @@ def _write_list(path, found, content, about):
         for key, image, box, score, rank, inside, around in rows
     ]
     write_file(path, json.dumps({**about, "candidates": listed}))
+
+
+def _export(output, tool, content, found, model):
+    """The images with candidates for another tool, see :func:`audit`."""
+    with_found = add_candidates(content, found)
+    of_image = _by_image(with_found)
+    wanted = set(found.image_ids.tolist())
+    images = [image for image in content["images"] if image["id"] in wanted]
+    names = {category["id"]: category["name"] for category in with_found["categories"]}
+    if tool == "cvat":
+        annotations = [a for image in images for a in of_image[image["id"]]]
+        made: Any = cvat_content(images, annotations, with_found["categories"])
+    else:
+        made = []
+        for image in images:
+            rows = [
+                (names[a["category_id"]], a["bbox"], a.get("score")) for a in of_image[image["id"]]
+            ]
+            score = max(s for _, _, s in rows if s is not None)
+            made.append(labelstudio_task(image, rows, model, score))
+    write_file(os.path.join(output, f"{tool}.json"), json.dumps(made))
 
 
 def _write_page(output, found, content, images, gt, about, failures):
@@ -395,5 +458,7 @@ def _write_page(output, found, content, images, gt, about, failures):
         for ending in ("html", "js")
     )
     write_file(os.path.join(folder, "review.js"), script)
-    write_file(os.path.join(output, "index.html"), templates().from_string(html).render())
+    command = ["oln-d2", "audit", gt, "--merge", "decisions.json", "--output", output]
+    page = templates().from_string(html).render(command=shlex.join(map(str, command)))
+    write_file(os.path.join(output, "index.html"), page)
     return index

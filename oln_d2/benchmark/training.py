@@ -1,85 +1,89 @@
-"""Time of a training step, by number format and order in memory."""
+"""Training steps of OLN-Box beside those of a Faster R-CNN of the same size."""
 
-import statistics
-import time
 from typing import Any
 
 from tabulate import tabulate
-from tqdm import tqdm
 
+from oln_d2.benchmark.measure import median, ratio, take_turns
 from oln_d2.checks import POSITIVE_INT, SEED, check_limits, needs
+from oln_d2.files import StrPath
 
 
-def benchmark_training(
-    model: dict[str, Any], batch_size: int = 8, steps: int = 5, device: str = "cpu", seed: int = 0
+def benchmark_train(
+    model: dict[str, Any] | None,
+    recipes: tuple[str, str] | None = None,
+    *,
+    photos: StrPath | None = None,
+    every_format: bool = False,
+    batch_size: int = 8,
+    repeats: int = 5,
+    device: str = "cpu",
+    seed: int = 0,
 ) -> None:
     """
-    Print a table: seconds an image of training steps, forwards, backwards and the optimizer's, of
-    noise with 5 objects an image. The rows take turns, so that other work on the machine slows all
-    of them.
+    Print a table: seconds an image of training steps, how they divide, the ratio to Faster R-CNN's
+    and memory, on photographs with 5 objects each, anywhere.
 
     Args:
         model: arguments of :func:`oln_d2.standalone.build_detector`.
+        recipes: instead of these, two of Detectron2, ours first.
+        photos: a folder; None: the examples in the repository.
+        every_format: with and without bfloat16 and channels last, where they can be computed.
         batch_size: images of a step.
-        steps: of which the median is taken, after one that is not counted.
+        repeats: of which the median is taken.
         device: where.
-        seed: of the weights, images and objects.
+        seed: of the weights and objects.
 
     Raises:
         InputError: an argument that cannot be used.
-        ImportError: PyTorch is missing.
+        ImportError: PyTorch or Detectron2 is missing.
     """
     check_limits(
-        batch_size=(batch_size, POSITIVE_INT), steps=(steps, POSITIVE_INT), seed=(seed, SEED)
+        batch_size=(batch_size, POSITIVE_INT), repeats=(repeats, POSITIVE_INT), seed=(seed, SEED)
     )
-    with needs("benchmark training", "torch"):
+    with needs("benchmark train", "torch"):
         import torch
 
+        from oln_d2.benchmark import detectors
         from oln_d2.precision import computes_bfloat16, processor
-        from oln_d2.standalone import build_detector
-        from oln_d2.standalone.models import training_losses
         from oln_d2.standalone.trainer import usable_device
 
     device = str(usable_device(device))
-    formats = ["float32", "bfloat16"] if computes_bfloat16(device) else ["float32"]
-    orders = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
-    variants = []
+    images = detectors.read_photographs(photos, batch_size)
+    formats = ["float32"]
+    if every_format and computes_bfloat16(device):
+        formats.append("bfloat16")
+    orders = {"contiguous": torch.contiguous_format}
+    if every_format:
+        orders["channels last"] = torch.channels_last
+    names, runs = [], []
     for name in formats:
         for order, memory_format in orders.items():
             torch.manual_seed(seed)
-            net = build_detector(**model).train().to(device, memory_format=memory_format)
-            learning = [p for p in net.parameters() if p.requires_grad]
-            optimizer = torch.optim.SGD(learning, lr=1e-5, momentum=0.9)
-            variants.append(([name, order], net, optimizer, []))
-    height, width = net.transform.min_size[-1], net.transform.max_size
-    sides = torch.tensor([width, height, width, height])
-    pixels = torch.randint(0, 256, (batch_size, 3, height, width), dtype=torch.uint8)
-    corners = torch.rand(batch_size, 5, 2) * 0.6
-    boxes = torch.cat([corners, corners + 0.1 + 0.3 * torch.rand(batch_size, 5, 2)], dim=2) * sides
-    labels = torch.ones(5, dtype=torch.int64, device=device)
-    targets = [{"boxes": b.to(device), "labels": labels} for b in boxes]
-
-    for _ in tqdm(range(steps + 1), desc="steps"):
-        for (name, _), net, optimizer, seconds in variants:
-            begin = time.perf_counter()
-            half = name == "bfloat16"
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
-                losses = training_losses(net, list(pixels.to(device)), targets)
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            optimizer.step()
-            sum(losses.values()).item()  # waits for a GPU
-            seconds.append((time.perf_counter() - begin) / batch_size)
-    medians = [statistics.median(seconds[1:]) for *_, seconds in variants]
-    rows = [
-        [*names, f"{median:.3f}", f"{medians[0] / median:.2f}"]
-        for (names, *_), median in zip(variants, medians)
-    ]
+            if recipes is None:
+                pair = detectors.standalone(model, images, batch_size, device)
+            else:
+                pair = detectors.detectron2(recipes, images, batch_size, device)
+            for detector, architecture in zip(pair, ("OLN-Box", "Faster R-CNN")):
+                detector.model.to(memory_format=memory_format)
+                names.append([architecture, name, order])
+                runs.append(detector.train(torch.bfloat16 if name == "bfloat16" else None))
+    measured = take_turns(runs, repeats)
+    stages = detectors.FORWARD, detectors.ASSIGNMENT, detectors.BACKWARD, detectors.OPTIMIZER
+    rows = []
+    for i, (own, found) in enumerate(zip(names, measured)):
+        seconds = median(found, "seconds")
+        shares = [f"{100 * median(found, stage) / seconds:.1f}" for stage in stages]
+        theirs = ratio(found, measured[i + 1]) if i % 2 == 0 else ""
+        memory = f"{median(found, 'memory') / 2**20:.0f}"
+        rows.append([*own, f"{seconds:.3f}", theirs, *shares, memory])
+    height, width = pair[0].sides
     print(
-        f"{batch_size} images of {height} x {width} a step, {torch.get_num_threads()} threads, "
-        f"{processor(device)}"
+        f"{batch_size} images of {height} x {width} pixels at most a step, median of {repeats} "
+        f"turns, {torch.get_num_threads()} threads, {processor(device)}"
     )
-    header = ["format", "order", "seconds an image", "times as fast"]
-    print(tabulate(rows, header, disable_numparse=True))
-    if len(formats) == 1:
+    shares = [f"{stage} (%)" for stage in stages]
+    headers = ["", "format", "order", "seconds an image", "ratio", *shares, "memory (MiB)"]
+    print(tabulate(rows, headers, disable_numparse=True))
+    if every_format and len(formats) == 1:
         print(f"{device} does not compute bfloat16.")

@@ -50,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="likewise, with the first N candidates of each image at most",
     )
     parser.add_argument(
+        "--format",
+        dest="export",
+        choices=["labelstudio", "cvat"],
+        help="also write the images of the list, with candidates and annotations, for this tool",
+    )
+    parser.add_argument(
         "--number",
         type=int,
         default=1000,
@@ -112,7 +118,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from oln_d2.auditing import audit
-    from oln_d2.commands.train import read_settings
     from oln_d2.loading import load
 
     chosen = pick(args, "weights config_file min_size tiles")
@@ -122,16 +127,24 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{', '.join(given)}: of a model, and {other}; leave one out")
     if args.recipe and not args.cross_fit:
         raise InputError("--recipe is how --cross-fit trains; give that, too, or leave it out")
+    recipe = None
+    if args.recipe:
+        from oln_d2.commands.train import check_kinds
+        from oln_d2.standalone.recipe import read_settings
+
+        recipe = read_settings(args.recipe)
+        check_kinds(args.recipe, recipe)
     done = audit(
         args.gt,
         args.images,
         args.output,
         proposer=load(**chosen, device=args.device) if given else None,
-        recipe=read_settings(args.recipe) if args.recipe else None,
+        recipe=recipe,
         hide=args.estimate,
         **pick(
             args,
-            "cross_fit device merge accept_above accept_top number top_k iou copies inside seed",
+            "cross_fit device merge accept_above accept_top export number top_k iou copies inside "
+            "seed",
         ),
     )
     if done.merged:
@@ -154,5 +167,9 @@ def run(args: argparse.Namespace) -> int:
         )
     if done.summary:
         print(done.summary)
+    for name, one in done.estimate.items():
+        rows = [f"{t}: {n}, {100 * share:.0f} %" for t, (n, share) in one.by_score.items()]
+        print(f"Hidden {name}; least score: candidates, hidden objects among them at least")
+        print("  " + "; ".join(map(str, rows)))
     print_failures("Left out:", done.failures)
     return 0

@@ -3,6 +3,7 @@ Measures this package on this machine, side by side with others.
 """
 
 import argparse
+from typing import Any
 
 from oln_d2.commands.arguments import pick
 
@@ -45,17 +46,94 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the simulated masks")
     parser.set_defaults(benchmark=_masks)
     parser = what.add_parser(
-        "training",
-        help="training steps, by number format and order in memory",
-        description="Training steps of a recipe of `train` with and without bfloat16 and channels "
-        "last, in turns: which options are worth it on this machine.",
+        "train",
+        help="training steps, against Faster R-CNN",
+        description="Training steps of OLN-Box and of a class-agnostic Faster R-CNN of the same "
+        "size, in turn, on photographs with random boxes: seconds, how they divide, and memory.",
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the recipe, YAML")
+    _add_models(parser)
+    parser.add_argument(
+        "--every-format",
+        action="store_true",
+        help="with and without bfloat16 and channels last: which options are worth it here",
+    )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="default 8")
-    parser.add_argument("--steps", type=int, default=5, metavar="N", help="default 5, of each")
+    parser.set_defaults(benchmark=_train)
+    parser = what.add_parser(
+        "infer",
+        help="inference, against Faster R-CNN",
+        description="Inference of OLN-Box, with all and with the best proposals only, and of a "
+        "class-agnostic Faster R-CNN of the same size, in turn: seconds, how they divide, and "
+        "memory.",
+    )
+    _add_models(parser)
+    parser.add_argument(
+        "--proposals",
+        type=int,
+        nargs="+",
+        default=[1000, 700, 500],
+        metavar="N",
+        help="how many of the best go through the second stage (default 1000 700 500)",
+    )
+    parser.set_defaults(benchmark=_infer)
+    parser = what.add_parser(
+        "onnx",
+        help="the shipped model on onnxruntime, against other small detectors",
+        description="The shipped model on onnxruntime against torchvision's "
+        "fasterrcnn_mobilenet_v3_large_320_fpn, eager and as ONNX, and against a file of your own: "
+        "milliseconds for the same images, and recall.",
+    )
+    parser.add_argument("images", metavar="DIR", help="a folder of photographs")
+    parser.add_argument("--gt", metavar="JSON", help="of them, COCO format: also print recall")
+    parser.add_argument("--split", default="voc", help="its seen categories (default voc)")
+    parser.add_argument(
+        "--other",
+        metavar="FILE",
+        help="an ONNX file of TensorFlow's form, such as Google's Mobile Object Localizer",
+    )
+    parser.add_argument(
+        "--proposals",
+        type=int,
+        nargs="*",
+        default=[700, 500],
+        metavar="N",
+        help="also with the N best proposals only (default 700 500)",
+    )
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="default 1 2"
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns (default 5)")
+    parser.set_defaults(benchmark=_onnx)
+    parser = what.add_parser(
+        "propose",
+        help="how much of its time `propose` spends in the model",
+        description="`propose` on images: seconds, how much of them is spent in the model, what "
+        "reading and resizing alone takes, and memory early and late.",
+    )
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="see `oln-d2 propose`")
+    parser.add_argument("--weights", metavar="FILE", help="default: the shipped model")
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="default 4")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default cpu")
+    parser.set_defaults(benchmark=_propose)
+
+
+def _add_models(parser):
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--config", metavar="FILE", help="a recipe of `train`, YAML (default: the shipped model)"
+    )
+    which.add_argument(
+        "--detectron2",
+        nargs=2,
+        metavar=("OURS", "THEIRS"),
+        help="two recipes of MODEL_ZOO.md, an OLN-Box and a Faster R-CNN",
+    )
+    parser.add_argument(
+        "--photos", metavar="DIR", help="a folder (default: the repository's examples/photos)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns (default 5)")
     parser.add_argument("--device", default="cpu", help="default cpu")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and images")
-    parser.set_defaults(benchmark=_training)
+    parser.add_argument("--seed", type=int, default=0, help="of weights and random boxes")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -82,10 +160,36 @@ def _masks(args: argparse.Namespace) -> None:
     benchmark_masks(args.masks, height, width, args.seed)
 
 
-def _training(args: argparse.Namespace) -> None:
-    from oln_d2.benchmark.training import benchmark_training
-    from oln_d2.commands.train import MODEL, read_recipe
+def _train(args: argparse.Namespace) -> None:
+    from oln_d2.benchmark.training import benchmark_train
 
+    names = "photos every_format batch_size repeats device seed"
+    benchmark_train(_model(args), args.detectron2, **pick(args, names))
+
+
+def _infer(args: argparse.Namespace) -> None:
+    from oln_d2.benchmark.inference import benchmark_infer
+
+    names = "photos proposals repeats device seed"
+    benchmark_infer(_model(args), args.detectron2, **pick(args, names))
+
+
+def _onnx(args: argparse.Namespace) -> None:
+    from oln_d2.benchmark.onnx import benchmark_onnx
+
+    benchmark_onnx(args.images, **pick(args, "gt split other proposals threads repeats"))
+
+
+def _propose(args: argparse.Namespace) -> None:
+    from oln_d2.benchmark.propose import benchmark_propose
+
+    benchmark_propose(args.inputs, **pick(args, "weights batch_size device"))
+
+
+def _model(args: argparse.Namespace) -> dict[str, Any] | None:
+    from oln_d2.standalone.recipe import MODEL, read_recipe
+
+    if args.config is None:
+        return None
     recipe = read_recipe(args.config)
-    model = {**recipe.get("model", {}), **{n: recipe[n] for n in MODEL if n in recipe}}
-    benchmark_training(model, **pick(args, "batch_size steps device seed"))
+    return {**recipe.get("model", {}), **{n: recipe[n] for n in MODEL if n in recipe}}

@@ -76,7 +76,7 @@ def _ks(text: str) -> list[int]:
 
 def run(args: argparse.Namespace) -> None:
     from oln_d2.checks import POSITIVE_INT, SEED, check_limits
-    from oln_d2.evaluation import GroundTruth, evaluate, plot_results, read_results
+    from oln_d2.evaluation import GroundTruth, evaluate_by, plot_results
     from oln_d2.evaluation.open_world import PROTOCOLS
     from oln_d2.evaluation.plot import require_format
     from oln_d2.evaluation.result import GROUPS, percent, write_report
@@ -89,13 +89,13 @@ def run(args: argparse.Namespace) -> None:
         inputs.append(path)
     if args.plot:
         require_format(args.plot)
-    settings = {"iou_type": args.iou, "ks": args.k, "max_dets": args.max_dets}
-    gt = GroundTruth.load(args.gt, args.split or args.seen)
+    settings: dict[str, Any] = {"iou_type": args.iou, "ks": args.k, "max_dets": args.max_dets}
+    gt = GroundTruth.load(args.gt, args.split or args.seen, keep=False)
+    protocols = PROTOCOLS if args.protocol == "both" else (args.protocol,)
     results = {}
     for path in args.results:
-        detections = read_results(path, gt, masks=args.iou == "mask")
-        for protocol in PROTOCOLS if args.protocol == "both" else (args.protocol,):
-            results[path, protocol] = evaluate(gt, detections, protocol=protocol, **settings)
+        for protocol, result in zip(protocols, evaluate_by(gt, path, protocols, **settings)):
+            results[path, protocol] = result
     label = _short_names(args.results)
     titles = {key: f"{label[key[0]]}, {key[1]}" for key in results}
     report = {key: {"file": key[0], **result.to_dict()} for key, result in results.items()}

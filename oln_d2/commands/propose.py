@@ -5,6 +5,7 @@ is done and goes on.
 """
 
 import argparse
+import os
 
 from oln_d2.commands.arguments import pick
 
@@ -30,6 +31,8 @@ examples:
   oln-d2 propose val2017/ --gt instances_val2017.json --top-k 1500 \\
       --weights oln_box_d2.pth --output out/
   oln-d2 evaluate instances_val2017.json out/results.json --split voc
+  torchrun --nproc-per-node 8 -m oln_d2 propose photos/ --output out/
+  parallel oln-d2 propose photos/ --output out/ --shard {}/8 ::: 1 2 3 4 5 6 7 8
 """
 
 
@@ -96,6 +99,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PX",
         help="also propose on overlapping tiles of PX x PX pixels, for small objects",
     )
+    parser.add_argument(
+        "--max-proposals",
+        type=int,
+        metavar="N",
+        help="only the N best proposals go through the second stage: less time, and a little less "
+        "is found (default: all)",
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument(
         "--batch-size",
@@ -125,14 +135,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html", action="store_true", help="also a page to look through, OUTPUT/index.html"
     )
+    parser.add_argument(
+        "--shard",
+        metavar="K/N",
+        help="do the K-th, from 1, of N shares of the images, for other processes do the others; "
+        "slurm: as the SLURM array says (default: as torchrun says, else all)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from oln_d2.data.lookup import some
     from oln_d2.loading import load
     from oln_d2.propose import propose_files
+    from oln_d2.propose.shards import find_shard
 
-    proposer = load(args.weights, args.config_file, args.device, **pick(args, "min_size tiles"))
+    shard, by = find_shard(args.shard)
+    if shard is not None:
+        print(f"Shard {shard}, as {by} says", flush=True)
+    elif "SLURM_ARRAY_TASK_ID" in os.environ:
+        print("All images; --shard slurm is this task's share of them", flush=True)
+    if by == "torchrun":
+        _take_gpu()
+    more = pick(args, "min_size tiles max_proposals")
+    proposer = load(args.weights, args.config_file, args.device, **more)
     done = propose_files(
         proposer,
         args.inputs,
@@ -141,12 +166,20 @@ def run(args: argparse.Namespace) -> int:
             args,
             "format gt top_k score nms batch_size every draw draw_top contact_sheet html",
         ),
+        shard=shard,
     )
-    print(
-        f"Proposals for {len(done.names)} images, {done.new} of them new, are in {args.output}; "
-        f"images are named relative to {done.root}"
-    )
-    if args.html and done.names:
+    if done.written:
+        print(
+            f"Proposals for {len(done.names)} images, {done.new} of them new, are in "
+            f"{args.output}; images are named relative to {done.root}"
+        )
+    else:
+        others = f"the last of shards {', '.join(map(str, done.waiting))}"
+        print(
+            f"Shard {shard} is done: {len(done.names)} images, {done.new} of them new; "
+            f"{others if done.waiting else 'another process'} writes the results of all"
+        )
+    if args.html and done.names and done.written:
         print(
             f"Open {args.output}/index.html in a browser; it needs the folder index_files beside it"
         )
@@ -166,4 +199,14 @@ def run(args: argparse.Namespace) -> int:
         )
     if done.failures:
         print(f"{len(done.failures)} could not be read:", *done.failures, sep="\n  ")
-    return 0 if done.names else 1
+    return 0 if done.names or not done.written else 1
+
+
+def _take_gpu() -> None:
+    """Show the libraries, which are imported later, one GPU: torchrun shows all to all."""
+    rank, gpus = os.environ["LOCAL_RANK"], os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus is None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = rank
+    elif gpus:
+        each = gpus.split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = each[int(rank) % len(each)]

@@ -5,12 +5,9 @@ on the command line go before it.
 """
 
 import argparse
-import contextlib
-import difflib
 import logging
 import os
 from collections.abc import Iterator
-from inspect import signature
 from typing import Any
 
 from oln_d2.checks import InputError, needs
@@ -29,8 +26,6 @@ examples:
   torchrun --nproc_per_node 8 -m oln_d2 train --train-json instances_train2017.json \\
       --images train2017/ --split voc --amp
 """
-# Of `build_detector`; the others belong to the key `model` of a YAML file.
-MODEL = ("backbone", "depth", "min_size", "max_size")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="X",
         help="how often images of each data set are drawn (default: each image equally often)",
+    )
+    add(
+        "--pseudo-weight",
+        type=float,
+        metavar="X",
+        help="how much an annotation counts that `audit` added without a review (default 1)",
     )
     add("--val-json", metavar="FILE", help="evaluate on these annotations at the end")
     add("--val-images", metavar="DIR", help="the folder of their images")
@@ -170,12 +171,14 @@ def run(args: argparse.Namespace) -> None:
     with needs("train", "train"):
         import torch  # noqa: F401  or its absence would be told, without the extra for training
     from oln_d2.standalone import train
+    from oln_d2.standalone.recipe import MODEL, read_recipe
 
     given = {name: value for name, value in vars(args).items() if value is not None}
     for name in ("run", "goes_on"):
         given.pop(name)
     path = given.pop("config", None)
     recipe = read_recipe(path) if path else {}
+    check_kinds(path, recipe)
     if "split" in given or "seen" in given:  # one of them
         recipe = {name: value for name, value in recipe.items() if name not in ("split", "seen")}
     options = {**recipe, **given}
@@ -215,51 +218,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"The model is {os.path.join(output, 'model_final.pth')}.")
 
 
-def read_recipe(path: StrPath) -> dict[str, Any]:
-    """
-    Args:
-        path: a YAML file of options of this command.
-
-    Returns:
-        the options, by their names in Python, with the model's under "model".
-
-    Raises:
-        InputError: a file that cannot be read, or other options.
-    """
-    from oln_d2.standalone import train
-
-    with needs("--config", "train"):
-        import yaml
-    try:
-        with open(os.path.expanduser(path), encoding="utf-8") as file:
-            content = yaml.safe_load(file)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no options by name, such as `epochs: 8`")
-    options = {
-        str(name).replace("-", "_"): value for name, value in content.items() if value is not None
-    }
-    for name in ("epochs", "lr", "clip", "ema"):  # to YAML 1e-3 is text
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            options[name] = float(options[name])
-    if "split" in options and "seen" in options:
-        raise InputError(f"{path}: has split and seen; both are the seen categories, give one")
-    known = {*signature(train).parameters, *MODEL, "seen", "scratch", "model"} - {"config"}
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1) or ["model"]
-            raise InputError(f"{path}: {name} is no option of train; near it: {near[0]}")
-    model = options.get("model", {})
-    if not isinstance(model, dict) or not all(isinstance(name, str) for name in model):
-        raise InputError(f"{path}: model holds no settings by name, such as `depth: 18`")
-    _check_kinds(path, options)
-    return options
-
-
-def _check_kinds(path: StrPath, options: dict[str, Any]) -> None:
+def check_kinds(path: StrPath, options: dict[str, Any]) -> None:
     """Raises InputError for a value that is of another kind than on the command line."""
     kinds = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
     parser = argparse.ArgumentParser()
@@ -288,23 +247,6 @@ def _leaves(value: Any) -> Iterator[Any]:
             yield from _leaves(item)
         else:
             yield item
-
-
-def read_settings(path: StrPath) -> dict[str, Any]:
-    """
-    :func:`read_recipe` for runs whose data, output and processes are given elsewhere.
-
-    Raises:
-        InputError: as of that; or it names some of these.
-    """
-    options = read_recipe(path)
-    elsewhere = "train_json images split seen more_data data_weights val_json val_images output"
-    for name in f"{elsewhere} scratch resume device devices num_nodes".split():
-        if name in options:
-            raise InputError(f"{path}: {name} has no use here; leave it out")
-    model = {n: options.pop(n) for n in MODEL if n in options}
-    model = {**options.pop("model", {}), **model}
-    return {**options, "model": model} if model else options
 
 
 def _found(weights: str) -> str:

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 MAX_IMAGE_SIDE = 10**6
 # Images with a shorter side than this are left out of training, as in the authors' code.
 MIN_IMAGE_SIDE = 32
+# The "source" of annotations that an audit added and nobody has looked at.
+PSEUDO = "oln-d2 audit, not reviewed"
 
 
 class Content(dict[str, Any]):
@@ -235,7 +237,9 @@ def load_images(
         seen: the seen categories, see :func:`oln_d2.data.splits.seen_names`.
         training: True selects what a model may see in training: annotations of seen categories
             that are no crowds, and only images of at least `MIN_IMAGE_SIDE` pixels a side that have
-            such an annotation. False, for testing, keeps every image with every annotation.
+            such an annotation; what an audit added without a review (`PSEUDO`) is such an
+            annotation, whatever its category. False, for testing, keeps every image with every
+            annotation.
 
     Returns:
         the entries of `images`, ascending by `id`, each with its `annotations`, and with the path
@@ -278,7 +282,11 @@ def _select_for_training(
     selected = []
     unseen = crowds = small = in_small = 0
     for image in images:
-        seen = [a for a in image["annotations"] if a["category_id"] in seen_ids]
+        seen = [
+            a
+            for a in image["annotations"]
+            if a["category_id"] in seen_ids or a.get("source") == PSEUDO
+        ]
         annotations = [a for a in seen if not a.get("iscrowd")]
         unseen += len(image["annotations"]) - len(seen)
         crowds += len(seen) - len(annotations)

@@ -39,6 +39,7 @@ _TURNS = {
 }
 _BACK = {6: 8, 8: 6}
 _TOO_LARGE = "has more than {:.0f} million pixels; scale it down or cut it"
+_PNG = b"\x89PNG\r\n\x1a\n"  # what it begins with
 # Chunks of a PNG that the pixels depend on, and the orientation; the others are text and colours.
 _PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT"}
 
@@ -102,6 +103,20 @@ def open_image(path: StrPath) -> Image.Image:
     return open_annotated(path, None, "")[0]
 
 
+def decode_image(data: bytes, name: StrPath) -> Image.Image:
+    """
+    Args:
+        data: what an image file holds; of several pages or frames the first is taken.
+        name: named in errors.
+
+    Returns, raises:
+        as :func:`open_image`.
+    """
+    for page in _checked(io.BytesIO(data), name, every=1, only=0):
+        return page.image
+    raise InputError(f"{name}: holds no image; fetch it again")
+
+
 def open_annotated(
     path: StrPath, size: tuple[int, int] | None, source: StrPath
 ) -> tuple[Image.Image, bool]:
@@ -136,21 +151,23 @@ def read_pages(path: StrPath, every: int = 1, only: int | None = None) -> Iterat
     Raises:
         InputError: see :func:`open_image`.
     """
+    yield from _checked(path, path, every, only)
+
+
+def _checked(
+    file: StrPath | io.BytesIO, path: StrPath, every: int, only: int | None
+) -> Iterator[Page]:
+    """The pages of a file, which errors name `path`."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError("is a folder, a pipe or a device, not a file")
-        if os.path.splitext(path)[1].lower() in RAW:
-            raise InputError(
-                "is a camera's raw file, of which only a preview can be read; develop it to JPEG "
-                "or TIFF"
-            )
-        pages = _read_pages(path, every, only)
+        if not isinstance(file, io.BytesIO):
+            _check_file(file)
+        pages = _read_pages(file, every, only)
         try:
             first = next(pages, None)
         except (OSError, SyntaxError, ValueError, struct.error):
-            whole = _without_metadata(path)
-            if whole is None:
+            if _read_bytes(file, 8) != _PNG:
                 raise
+            whole = _without_metadata(_read_bytes(file))
             pages = _read_pages(whole, every, only)
             first = next(pages, None)
         if first is not None:
@@ -163,7 +180,7 @@ def read_pages(path: StrPath, every: int = 1, only: int | None = None) -> Iterat
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except UnidentifiedImageError:
-        raise InputError(f"{path}: {_what_else(path)}") from None
+        raise InputError(f"{path}: {_what_else(_read_bytes(file, 64))}") from None
     except Exception as error:  # the readers of the formats raise all kinds
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path}: cannot be read as an image ({reason}); fetch it again") from None
@@ -177,6 +194,24 @@ def check_pixels(width: int, height: int) -> None:
 
 def _most_pixels() -> float:
     return 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
+
+
+def _check_file(path: StrPath) -> None:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise InputError("is a folder, a pipe or a device, not a file")
+    if os.path.splitext(path)[1].lower() in RAW:
+        raise InputError(
+            "is a camera's raw file, of which only a preview can be read; develop it to JPEG or "
+            "TIFF"
+        )
+
+
+def _read_bytes(file: StrPath | io.BytesIO, number: int | None = None) -> bytes:
+    """The first so many bytes, or all."""
+    if isinstance(file, io.BytesIO):
+        return file.getvalue()[:number]
+    with open(file, "rb") as f:
+        return f.read(number)
 
 
 def _read_pages(file: Any, every: int, only: int | None) -> Iterator[Page]:
@@ -239,13 +274,9 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
-def _without_metadata(path: StrPath) -> io.BytesIO | None:
+def _without_metadata(data: bytes) -> io.BytesIO:
     """A PNG without the chunks that do not matter here: oddities in them must not hide pixels."""
-    with open(path, "rb") as f:
-        data = f.read() if f.read(8) == b"\x89PNG\r\n\x1a\n" else b""
-    if not data:
-        return None
-    kept, start = [b"\x89PNG\r\n\x1a\n"], 0
+    kept, start = [_PNG], len(_PNG)
     while start < len(data):
         end = start + 12 + int.from_bytes(data[start : start + 4])
         chunk = data[start:end]
@@ -269,10 +300,8 @@ def _register_heif() -> bool:
     return False
 
 
-def _what_else(path: StrPath) -> str:
-    """What a file is that Pillow takes for no image, and the remedy."""
-    with open(path, "rb") as f:
-        head = f.read(64)
+def _what_else(head: bytes) -> str:
+    """What a file that begins so is, which Pillow takes for no image, and the remedy."""
     if not head:
         return "is empty; fetch it again"
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF:

@@ -47,7 +47,7 @@ def seen_names(seen: StrPath | Sequence[str]) -> tuple[str, ...]:
         if str(seen) in SPLITS:
             return SPLITS[str(seen)]
         path = Path(seen).expanduser()
-        if path.is_file():
+        if os.path.isfile(path):  # False, too, where a list of names is too long for a path
             try:
                 names = path.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:

@@ -109,7 +109,32 @@ class ResizeScale(T.ResizeScale):
         return transform
 
 
-class BitmaskMapper(DatasetMapper):
+class TrainingMapper(DatasetMapper):
+    """
+    Adds `gt_weights` to the instances, (G,): `pseudo_weight` for what nobody has looked at, else 1;
+    none where that is 1, too.
+    """
+
+    pseudo_weight = 1.0
+
+    def _transform_annotations(self, dataset_dict, transforms, image_shape):
+        if self.pseudo_weight == 1:
+            super()._transform_annotations(dataset_dict, transforms, image_shape)
+            return
+        # Which annotations are left is seen by numbers in the place of their categories.
+        annotations = [a for a in dataset_dict["annotations"] if not a.get("iscrowd")]
+        dataset_dict["annotations"] = [
+            {**annotation, "category_id": i} for i, annotation in enumerate(annotations)
+        ]
+        super()._transform_annotations(dataset_dict, transforms, image_shape)
+        instances = dataset_dict["instances"]
+        kept = [annotations[i] for i in instances.gt_classes.tolist()]
+        instances.gt_classes = torch.tensor([a["category_id"] for a in kept], dtype=torch.int64)
+        weights = [self.pseudo_weight if a.get("pseudo") else 1.0 for a in kept]
+        instances.gt_weights = torch.tensor(weights)
+
+
+class BitmaskMapper(TrainingMapper):
     """Makes bitmasks of polygons first, which Detectron2 crops with another package, shapely."""
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +168,7 @@ def check_jitter(cfg: CfgNode) -> None:
         )
 
 
-def build_training_mapper(cfg: CfgNode) -> DatasetMapper:
+def build_training_mapper(cfg: CfgNode) -> TrainingMapper:
     """
     Returns:
         with INPUT.SCALE_JITTER in place of INPUT.MIN_SIZE_TRAIN, if it is set.
@@ -154,11 +179,14 @@ def build_training_mapper(cfg: CfgNode) -> DatasetMapper:
     check_jitter(cfg)
     jitter, side = cfg.INPUT.SCALE_JITTER, cfg.INPUT.MAX_SIZE_TRAIN
     if not jitter:
-        return DatasetMapper(cfg, is_train=True)
-    # Not padded: the model pads a batch, and knows then which part of it is the image.
-    augmentations = [ResizeScale(*jitter, side, side), T.FixedSizeCrop((side, side), pad=False)]
-    augmentations += build_augmentation(cfg, is_train=True)[1:]  # without its resizing
-    mapper = BitmaskMapper if cfg.MODEL.MASK_ON else DatasetMapper
-    return mapper(
-        cfg, is_train=True, augmentations=augmentations, recompute_boxes=cfg.MODEL.MASK_ON
-    )
+        mapper = TrainingMapper(cfg, is_train=True)
+    else:
+        # Not padded: the model pads a batch, and knows then which part of it is the image.
+        augmentations = [ResizeScale(*jitter, side, side), T.FixedSizeCrop((side, side), pad=False)]
+        augmentations += build_augmentation(cfg, is_train=True)[1:]  # without its resizing
+        kind = BitmaskMapper if cfg.MODEL.MASK_ON else TrainingMapper
+        mapper = kind(
+            cfg, is_train=True, augmentations=augmentations, recompute_boxes=cfg.MODEL.MASK_ON
+        )
+    mapper.pseudo_weight = cfg.DATASETS.PSEUDO_WEIGHT
+    return mapper

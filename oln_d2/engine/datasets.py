@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +15,9 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from oln_d2.checks import InputError
-from oln_d2.data.coco import load_coco, load_images, read_mask
-from oln_d2.data.splits import seen_names
+from oln_d2.checks import POSITIVE, InputError, check_limits
+from oln_d2.data.coco import PSEUDO, load_coco, load_images, read_mask
+from oln_d2.data.splits import seen_names, split_category_ids
 from oln_d2.data.vocabularies import LVIS_TO_COCO
 from oln_d2.files import StrPath
 from oln_d2.pickles import load_plain, not_plain
@@ -25,18 +26,29 @@ logger = logging.getLogger(__name__)
 
 
 def load_open_world_coco(
-    json_file: StrPath, image_root: StrPath, seen: StrPath | Sequence[str], training: bool
+    json_file: StrPath,
+    image_root: StrPath,
+    seen: StrPath | Sequence[str],
+    training: bool,
+    classes: bool = False,
 ) -> list[dict[str, Any]]:
     """
-    Arguments and errors as of :func:`oln_d2.data.coco.load_images`, errors also as of
+    Args:
+        classes: whether an object's class is its seen category, by its place in `seen`, and what is
+            not of one is left out, instead of one class for all.
+
+    Other arguments and errors as of :func:`oln_d2.data.coco.load_images`, errors also as of
     :func:`oln_d2.data.coco.read_mask`.
 
     Returns:
-        Detectron2's standard dataset dicts. Every `category_id` is 0, "object". An annotation has a
+        Detectron2's standard dataset dicts. Without `classes` every `category_id` is 0, "object".
+        An annotation has a
         `segmentation` if the file has one for it: polygons or compressed RLE; without any polygon
-        of 3 points or more it is an empty list.
+        of 3 points or more it is an empty list. It is `pseudo` if nobody has looked at it, see
+        :data:`oln_d2.data.coco.PSEUDO`.
     """
     records = []
+    class_of = class_ids(json_file, seen) if classes else {}
     for image in load_images(json_file, image_root, seen, training):
         record = {
             "file_name": os.path.join(image_root, image["file_name"]),
@@ -46,19 +58,39 @@ def load_open_world_coco(
             "annotations": [],
         }
         for annotation in image["annotations"]:
+            if classes and annotation["category_id"] not in class_of:
+                continue
             record["annotations"].append(
                 {
                     "bbox": annotation["bbox"],
                     "bbox_mode": BoxMode.XYWH_ABS,
-                    "category_id": 0,
+                    "category_id": class_of.get(annotation["category_id"], 0),
                     "iscrowd": annotation.get("iscrowd", 0),
                 }
             )
+            if annotation.get("source") == PSEUDO:
+                record["annotations"][-1]["pseudo"] = True
             mask = read_mask(annotation, image, json_file)
             if mask is not None:
                 record["annotations"][-1]["segmentation"] = mask
         records.append(record)
     return records
+
+
+def class_ids(json_file: StrPath, seen: StrPath | Sequence[str]) -> dict[int, int]:
+    """
+    Returns:
+        the place in `seen` of each seen category, by its id in a COCO file.
+
+    Raises:
+        InputError: see :func:`oln_d2.data.splits.split_category_ids`.
+    """
+    categories = load_coco(json_file)["categories"]
+    return {
+        category: place
+        for place, name in enumerate(seen_names(seen))
+        for category in split_category_ids(categories, [name], json_file)[0]
+    }
 
 
 def select_masks(records: list[dict[str, Any]], mask_format: str) -> list[dict[str, Any]]:
@@ -198,6 +230,12 @@ def check_training_sets(cfg: CfgNode) -> None:
     names, weights = cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS
     if not names:
         raise InputError("DATASETS.TRAIN is empty; name one data set or more")
+    check_limits(**{"DATASETS.PSEUDO_WEIGHT": (cfg.DATASETS.PSEUDO_WEIGHT, POSITIVE)})
+    if cfg.DATASETS.PSEUDO_WEIGHT != 1 and cfg.MODEL.PROPOSAL_GENERATOR.NAME != "OLNRPN":
+        raise InputError(
+            f"DATASETS.PSEUDO_WEIGHT is {cfg.DATASETS.PSEUDO_WEIGHT}, but only OLN's losses look "
+            "at it; set it to 1"
+        )
     numbers = all(isinstance(w, (int, float)) and 0 < w < float("inf") for w in weights)
     if weights and (len(weights) != len(names) or not numbers):
         raise InputError(
@@ -216,6 +254,14 @@ def check_training_sets(cfg: CfgNode) -> None:
 def _check_categories(cfg, names):
     """The part of :func:`check_training_sets` that needs the classes of the data sets."""
     first = names[0] if names else None
+    if cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork" and first:
+        heads = cfg.MODEL.get(cfg.MODEL.META_ARCHITECTURE.upper(), cfg.MODEL.ROI_HEADS)
+        number = len(_classes(first))
+        if number > heads.NUM_CLASSES:
+            raise InputError(
+                f"DATASETS.TRAIN: {first} has {number} classes and the model {heads.NUM_CLASSES}; "
+                f"set MODEL.ROI_HEADS.NUM_CLASSES {number}"
+            )
     for name in names:
         if _classes(name) != _classes(first):
             raise InputError(
@@ -276,7 +322,8 @@ def load_training_sets(
         masks only for MODEL.MASK_ON; and what draws from them by DATASETS.TRAIN_WEIGHTS, if given.
 
     Raises:
-        InputError: see :func:`select_masks` and :func:`add_proposals`; also for data sets whose
+        InputError: a data set without an object; see :func:`select_masks` and
+            :func:`add_proposals`; also for data sets whose
             classes are known only once they are read, as those of Detectron2's
             `register_coco_instances`, see :func:`check_training_sets`.
     """
@@ -284,9 +331,19 @@ def load_training_sets(
     files = proposal_files(cfg, "TRAIN")
     late, parts = not all(map(_classes, names)), []
     for name in names:
-        records = get_detection_dataset_dicts(
-            name, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
+        try:
+            records = get_detection_dataset_dicts(
+                name, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            )
+        except AssertionError as error:
+            if not re.search("is empty|No valid data", str(error)):
+                raise
+            records = []
+        if not any(not a.get("iscrowd") for r in records for a in r.get("annotations", ())):
+            raise InputError(
+                f"DATASETS.TRAIN: {name} holds no object to train on (crowds do not count); choose "
+                "another data set, or other seen categories"
+            )
         if name in files:
             add_proposals(records, files[name])
         if cfg.MODEL.MASK_ON:
@@ -347,6 +404,7 @@ def register_open_world_coco(
     image_root: StrPath,
     seen: StrPath | Sequence[str],
     training: bool = False,
+    classes: bool = False,
 ) -> None:
     """
     Register a data set with Detectron2. The files are read when it is first used. To register the
@@ -355,11 +413,12 @@ def register_open_world_coco(
     Args:
         name: the name for `DATASETS.TRAIN` or `DATASETS.TEST`.
         json_file, image_root, seen, training: see :func:`oln_d2.data.coco.load_images`.
+        classes: see :func:`load_open_world_coco`.
 
     Raises:
         InputError: `name` is taken by another data set, or `seen` names no category.
     """
-    metadata = _metadata(json_file, image_root, seen_names(seen), training)
+    metadata = _metadata(json_file, image_root, seen_names(seen), training, classes)
     if name not in DatasetCatalog.list():
         _register(name, metadata)
         return
@@ -389,22 +448,23 @@ def register_own(cfg: CfgNode) -> None:
                 f"DATASETS.OWN: {name} is in DATASETS.TRAIN and in DATASETS.TEST, but only seen "
                 "objects train and all are tested; give it two rows with different names"
             )
-        register_open_world_coco(name, json_file, image_root, seen, training)
+        register_open_world_coco(name, json_file, image_root, seen, training, cfg.DATASETS.CLASSES)
 
 
-def _metadata(json_file, image_root, seen, training):
+def _metadata(json_file, image_root, seen, training, classes=False):
     return {
         "json_file": os.path.expanduser(json_file),
         "image_root": os.path.expanduser(image_root),
         "seen_names": seen,
         "training": training,
-        "evaluator_type": "open_world_coco",
-        "thing_classes": ["object"],
+        "evaluator_type": "seen_coco" if classes else "open_world_coco",
+        "thing_classes": list(seen) if classes else ["object"],
     }
 
 
 def _register(name, metadata):
     arguments = [metadata[key] for key in ("json_file", "image_root", "seen_names", "training")]
+    arguments.append(metadata["evaluator_type"] == "seen_coco")
     DatasetCatalog.register(name, lambda: load_open_world_coco(*arguments))
     MetadataCatalog.get(name).set(**metadata)
 

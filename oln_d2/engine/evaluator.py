@@ -1,5 +1,7 @@
-"""Detectron2's evaluator for open-world recall: a thin adapter on `OpenWorldRecall`."""
+"""Detectron2's evaluators: of open-world recall, and of AP on what is seen."""
 
+import contextlib
+import io
 import logging
 import os
 from collections.abc import Sequence
@@ -8,21 +10,41 @@ from typing import Any
 import detectron2.utils.comm as comm
 import numpy as np
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
 from oln_d2.boxes import to_xywh
+from oln_d2.engine.datasets import class_ids
 from oln_d2.evaluation.coco_results import write_results
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.evaluation.open_world import DEFAULT_KS, DEFAULT_MAX_DETS, OpenWorldRecall
 from oln_d2.evaluation.result import GROUPS, write_report
-from oln_d2.files import StrPath
+from oln_d2.files import StrPath, make_folder
 from oln_d2.results import RLEMasks
 from oln_d2.scores import SCORES
 
 logger = logging.getLogger(__name__)
+
+
+class SeenCOCOEvaluator(COCOEvaluator):
+    """COCO's AP of a detector with classes, on the seen categories of a data set alone."""
+
+    def __init__(self, dataset_name: str, output_dir: StrPath | None = None, **kwargs):
+        """
+        Args:
+            dataset_name: registered with classes, see :func:`oln_d2.register_open_world_coco`.
+            output_dir, kwargs: see :class:`COCOEvaluator`.
+        """
+        super().__init__(dataset_name, output_dir=output_dir, **kwargs)
+        class_of = class_ids(self._metadata.json_file, self._metadata.seen_names)
+        self._metadata.thing_dataset_id_to_contiguous_id = class_of
+        content = self._coco_api.dataset
+        for field, key in (("categories", "id"), ("annotations", "category_id")):
+            content[field] = [entry for entry in content[field] if entry[key] in class_of]
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._coco_api.createIndex()
 
 
 class OpenWorldEvaluator(DatasetEvaluator):
@@ -113,7 +135,7 @@ class OpenWorldEvaluator(DatasetEvaluator):
                 f"outputs, the first is image {missing[0]}; recall is defined on all images"
             )
         if self._output_dir:
-            os.makedirs(self._output_dir, exist_ok=True)
+            make_folder(self._output_dir)
             path = os.path.join(self._output_dir, "coco_instances_results.json")
             write_results(path, ((image, *detections[image]) for image in sorted(detections)))
             logger.info(f"Detections are in {path}")

@@ -45,6 +45,14 @@ class Detectron2Proposer(TorchProposer):
         settings = hashlib.sha256(cfg.dump().encode()).hexdigest()
         self.identity = f"{file_digest(weights)} {settings}"
 
+    def keep_proposals(self, number: int) -> None:
+        """See :meth:`Proposer.limit_proposals`."""
+        generator = getattr(self.model, "proposal_generator", None)
+        if not hasattr(generator, "post_nms_topk"):
+            super().keep_proposals(number)
+        kept = generator.post_nms_topk
+        kept[False] = min(kept[False], number)
+
     def detect_tensors(
         self, images: list[torch.Tensor], sizes: list[tuple[int, int]]
     ) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from oln_d2.checks import InputError, interrupted
+from oln_d2.checks import InputError, interrupted, is_full, list_losses
 from oln_d2.data.coco import load_coco
 from oln_d2.data.images import open_annotated
 from oln_d2.engine.batches import (
@@ -46,8 +46,9 @@ from oln_d2.engine.datasets import (
     load_training_sets,
     register_own,
 )
-from oln_d2.engine.evaluator import OpenWorldEvaluator
+from oln_d2.engine.evaluator import OpenWorldEvaluator, SeenCOCOEvaluator
 from oln_d2.files import read_json, write_file
+from oln_d2.modeling.rpn import DIVERGED
 from oln_d2.precision import usable_dtype
 from oln_d2.standalone.checkpoint import (
     another_model,
@@ -63,7 +64,8 @@ logger = logging.getLogger(__name__)
 
 def _has_sentence(error):
     """Whether one sentence tells a user of an error."""
-    return isinstance(error, (InputError, FloatingPointError)) or interrupted(error)
+    full = isinstance(error, OSError) and is_full(error)
+    return full or isinstance(error, (InputError, FloatingPointError)) or interrupted(error)
 
 
 def _in_float32(pooler, args):
@@ -149,18 +151,33 @@ class EMA(hooks.HookBase):
 
 
 class AutocastTrainer(AMPTrainer):
-    """:class:`AMPTrainer`, which needs CUDA, on any device."""
+    """
+    :class:`AMPTrainer`, which needs CUDA, on any device; also in float32, with `precision` None.
+    It names the images that make the losses NaN or infinite.
+    """
 
     def run_step(self):
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        with torch.autocast(next(self.model.parameters()).device.type, self.precision):
-            losses = self.model(data)
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
-        self.after_backward()
-        self._write_metrics(losses, data_time)
+        device = next(self.model.parameters()).device.type
+        try:
+            with torch.autocast(device, self.precision, enabled=self.precision is not None):
+                losses = self.model(data)
+            self.optimizer.zero_grad()
+            self.grad_scaler.scale(sum(losses.values())).backward()
+            self.after_backward()
+            # One transfer: each `.item()` makes a GPU wait.
+            values = torch.stack([loss.detach() for loss in losses.values()]).cpu()
+            values = dict(zip(losses, values))
+            if not sum(values.values()).isfinite():
+                raise FloatingPointError(
+                    f"the losses are NaN or infinite ({list_losses(values)}): {DIVERGED}"
+                )
+        except FloatingPointError as error:
+            names = ", ".join(str(image.get("file_name")) for image in data)
+            raise FloatingPointError(f"At iteration {self.iter}, on {names}, {error}") from None
+        self._write_metrics(values, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -180,9 +197,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         Raises:
             InputError: the file cannot be written.
+            FloatingPointError: weights are NaN or infinite.
         """
         if not self.save_to_disk:
             return
+        if not all(value.isfinite().all() for value in self.model.state_dict().values()):
+            raise FloatingPointError(
+                f"Weights are NaN or infinite, {name} is not written: {DIVERGED}"
+            )
         content = {key: value.state_dict() for key, value in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info(f"Saving checkpoint to {path}")
@@ -370,11 +392,10 @@ class Trainer(DefaultTrainer):
         # All evaluations of the run use those that were checked: the data is read once.
         self.test = functools.partial(self.test, evaluators=self.check_data(cfg))
         super().__init__(cfg)
-        if dtype is not None:
-            scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
-            self._trainer = AutocastTrainer(
-                self.model, self.data_loader, self.optimizer, grad_scaler=scaler, precision=dtype
-            )
+        scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
+        self._trainer = AutocastTrainer(
+            self.model, self.data_loader, self.optimizer, grad_scaler=scaler, precision=dtype
+        )
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -466,6 +487,8 @@ class Trainer(DefaultTrainer):
             return OpenWorldEvaluator(
                 dataset_name, output_folder, protocols=cfg.TEST.OPEN_WORLD_PROTOCOLS
             )
+        if evaluator_type == "seen_coco":
+            return SeenCOCOEvaluator(dataset_name, output_dir=output_folder)
         if evaluator_type == "coco":
             categories = load_coco(MetadataCatalog.get(dataset_name).json_file)["categories"]
             heads = cfg.MODEL.get(cfg.MODEL.META_ARCHITECTURE.upper(), cfg.MODEL.ROI_HEADS)
@@ -499,6 +522,9 @@ class Trainer(DefaultTrainer):
             ret.insert(0, ema)  # before the checkpointer
         task = "box_unseen" if "xclass" in cfg.TEST.OPEN_WORLD_PROTOCOLS else "box_unseen_filtered"
         metric = f"{task}/AR@100"
+        kinds = [MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST]
+        if kinds and kinds[0] != "open_world_coco":
+            metric = "bbox/AP"
         if len(cfg.DATASETS.TEST) > 1:
             # The trainer then puts the data set's name before each metric.
             metric = f"{cfg.DATASETS.TEST[0]}/{metric}"

@@ -8,6 +8,7 @@ from oln_d2.checks import InputError
 from oln_d2.evaluation.coco_results import (
     Detections,
     convert_entries,
+    give_detections,
     read_results,
     write_results,
 )
@@ -76,20 +77,40 @@ def evaluate(
     elif seen is None:
         raise InputError(f"{gt}: seen is missing; give the seen categories, e.g. seen='voc'")
     else:
-        gt = GroundTruth.load(gt, seen)
+        gt = GroundTruth.load(gt, seen, keep=False)
+    settings: dict[str, Any] = {"iou_type": iou_type, "ks": ks, "max_dets": max_dets}
+    return evaluate_by(gt, results, [protocol], **settings)[0]
+
+
+def evaluate_by(
+    gt: GroundTruth,
+    results: StrPath | Detections | Sequence[Mapping[str, Any]],
+    protocols: Sequence[str],
+    *,
+    iou_type: str,
+    ks: Sequence[int] | None,
+    max_dets: int | None,
+) -> list[OpenWorldResult]:
+    """As :func:`evaluate`, by several protocols; a file is read once for all of them."""
     if max_dets is None:
         max_dets = max(DEFAULT_MAX_DETS, *(ks or [0]))
     if ks is None:
         ks = [k for k in DEFAULT_KS if k <= max_dets]
-    recall = OpenWorldRecall(gt, protocol, iou_type=iou_type, max_dets=max_dets, ks=ks)
-    if isinstance(results, Detections):
-        detections = results
-    elif isinstance(results, (str, os.PathLike)):
-        detections = read_results(results, gt, masks=iou_type == "mask")
-    else:
-        detections = convert_entries(results, gt, masks=iou_type == "mask")
-    try:
-        recall.update(*detections[:3], masks=detections.masks, box_format="xywh")
-    except InputError as error:
-        raise InputError(f"{detections.source}: {error}") from None
-    return recall.result()
+    settings: dict[str, Any] = {"iou_type": iou_type, "max_dets": max_dets, "ks": ks}
+    masks = iou_type == "mask"
+    if not isinstance(results, (str, os.PathLike, Detections)):
+        results = convert_entries(results, gt, masks)
+
+    def begin():
+        return _Recalls([OpenWorldRecall(gt, each, **settings) for each in protocols])
+
+    return [recall.result() for recall in give_detections(results, gt, begin, masks).recalls]
+
+
+class _Recalls:
+    def __init__(self, recalls: list[OpenWorldRecall]):
+        self.recalls = recalls
+
+    def update(self, detections: Detections) -> None:
+        for recall in self.recalls:
+            detections.add_to(recall)

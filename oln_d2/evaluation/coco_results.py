@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
-from typing import IO, Annotated, Any, NamedTuple, TypedDict
+from typing import IO, Annotated, Any, NamedTuple, Protocol, TypedDict, TypeVar
 
 import msgspec
 import numpy as np
@@ -62,6 +62,10 @@ Floats = NDArray[np.float64]
 ImageDetections = tuple[int, Floats, NDArray[Any], Sequence[Any] | None, Mapping[str, NDArray[Any]]]
 
 
+class ScatteredError(Exception):
+    """The detections of an image are not side by side in their file."""
+
+
 class Detections(NamedTuple):
     """D detections, in the order in which they were given."""
 
@@ -71,6 +75,7 @@ class Detections(NamedTuple):
     masks: list[Any] | None  # D masks as COCO RLE
     qualities: dict[str, Floats]  # (D,) each, by field: those of SCORES that all have
     source: str  # the file they come from; named in errors
+    first: int = 0  # the number that the first of them has there
 
     def select(self, index: NDArray[np.int64] | slice) -> "Detections":
         """Those at these indices."""
@@ -83,6 +88,13 @@ class Detections(NamedTuple):
             qualities={field: values[index] for field, values in self.qualities.items()},
         )
 
+    def add_to(self, recall: Any) -> None:
+        """Give them to an `OpenWorldRecall`. Raises InputError where it cannot take them."""
+        try:
+            recall.update(*self[:3], masks=self.masks, box_format="xywh", first=self.first)
+        except InputError as error:
+            raise InputError(f"{self.source}: {error}") from None
+
     def to_proposals(self, size: tuple[int, int], name: str) -> Proposals:
         """For one image, whose they all are, of this height and width and name."""
         attributes = {score.field: score.attribute for score in SCORES}
@@ -91,17 +103,19 @@ class Detections(NamedTuple):
         return Proposals(boxes, self.scores, size=size, name=name, masks=self.masks, **more)
 
 
-def join_detections(parts: Sequence[Detections]) -> Detections:
-    """Those of several files of boxes, one at least, as if they were one; without masks."""
-    fields = set.intersection(*(set(part.qualities) for part in parts))
-    return Detections(
-        np.concatenate([part.image_ids for part in parts]),
-        np.concatenate([part.boxes for part in parts]),
-        np.concatenate([part.scores for part in parts]),
-        None,
-        {field: np.concatenate([part.qualities[field] for part in parts]) for field in fields},
-        parts[0].source,
-    )
+def join_detections(parts: Iterable[Detections]) -> Detections:
+    """Those of several parts or files, one at least, as if they were one."""
+    image_ids, boxes, scores, masks, qualities, sources, first = map(list, zip(*parts, strict=True))
+    fields = [field for field in qualities[0] if all(field in part for part in qualities)]
+    named = {field: [part[field] for part in qualities] for field in fields}
+    qualities.clear()
+    arrays: list[Any] = []
+    for column in (image_ids, boxes, scores, *named.values()):
+        arrays.append(np.concatenate(column))
+        column.clear()  # not twice in memory
+    rles = None if None in masks else list(chain.from_iterable(masks))
+    ids, sides, values, *others = arrays
+    return Detections(ids, sides, values, rles, dict(zip(named, others)), sources[0], first[0])
 
 
 def read_results(path: StrPath, ground_truth: GroundTruth, masks: bool = False) -> Detections:
@@ -118,19 +132,88 @@ def read_results(path: StrPath, ground_truth: GroundTruth, masks: bool = False) 
         InputError: a file that is missing or not complete, an entry that is not of this kind or of
             an unknown image, or boxes that are plainly not XYWH in pixels.
     """
+    return join_detections(_read(path, ground_truth, masks))
+
+
+def read_in_parts(
+    path: StrPath, ground_truth: GroundTruth, masks: bool = False
+) -> Iterator[Detections]:
+    """
+    As :func:`read_results`, for files that need not fit into memory.
+
+    Yields:
+        the detections in the order of the file, some images with all of theirs at a time.
+
+    Raises:
+        ScatteredError: what an image has is not side by side, so that this cannot be done.
+        InputError: as of `read_results`.
+    """
+    done = np.zeros(len(ground_truth.image_ids), bool)
+    held: Detections | None = None
+    for piece in _read(path, ground_truth, masks):
+        if held is not None:
+            # What follows may have more of the last image.
+            begins = np.flatnonzero(held.image_ids[1:] != held.image_ids[:-1]) + 1
+            cut = int(begins[-1]) if len(begins) else 0
+            rest = held.select(slice(cut, None))._replace(first=held.first + cut)
+            yield _whole_images(held.select(slice(0, cut)), ground_truth, done)
+            piece = join_detections([rest, piece])
+        held = piece
+    assert held is not None  # a file without detections has an empty piece
+    yield _whole_images(held, ground_truth, done)
+
+
+def _whole_images(
+    part: Detections, ground_truth: GroundTruth, done: NDArray[np.bool_]
+) -> Detections:
+    """The part, whose images are noted as done."""
+    images = np.unique(ground_truth.index_images(part.image_ids))
+    if done[images].any():
+        raise ScatteredError
+    done[images] = True
+    return part
+
+
+Taker = TypeVar("Taker", bound="TakesDetections")
+
+
+class TakesDetections(Protocol):
+    """What :func:`give_detections` feeds."""
+
+    def update(self, detections: Detections) -> None:
+        """Take all detections of some images."""
+
+
+def give_detections(
+    results: StrPath | Detections,
+    ground_truth: GroundTruth,
+    begin: Callable[[], Taker],
+    masks: bool = False,
+) -> Taker:
+    """
+    Args:
+        results: a file, of which a part at a time is in memory if it has what belongs to an image
+            side by side; or detections.
+        ground_truth, masks: see :func:`read_results`.
+        begin: makes what takes the detections; called again where a file has to be read anew.
+
+    Returns:
+        what `begin` made, with all detections.
+
+    Raises:
+        InputError: as of `read_results`, or of `begin`.
+    """
+    taker = begin()
+    if isinstance(results, Detections):
+        taker.update(results)
+        return taker
     try:
-        with open_json(path) as f:
-            pieces = _read_pieces(path, f, _Decoder(ground_truth, masks, str(path)))
-            detections = _collect(pieces, masks, str(path))
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{path}: cannot be read ({reason})") from None
-    except (UnicodeError, EOFError, RecursionError, zlib.error) as error:
-        raise InputError(
-            f"{path}: not complete, valid JSON in UTF-8 ({error}); write or fetch it again"
-        ) from None
-    _check_together(ground_truth, detections)
-    return detections
+        for part in read_in_parts(results, ground_truth, masks):
+            taker.update(part)
+    except ScatteredError:
+        taker = begin()
+        taker.update(read_results(results, ground_truth, masks))
+    return taker
 
 
 def convert_entries(
@@ -155,8 +238,8 @@ def convert_entries(
     for entry, given in zip(checked, entries):
         entry.segmentation = given.get("segmentation")
     _Decoder(ground_truth, masks, source).correct(checked, 0)
-    detections = _collect([checked], masks, source)
-    _check_together(ground_truth, detections)
+    detections = _convert(checked, masks, [score.field for score in SCORES], source, 0)
+    _BoxFormat(ground_truth, source).check(detections)
     return detections
 
 
@@ -237,31 +320,50 @@ class _Decoder:
             ) from None
 
 
-def _collect(pieces: Iterable[list[Any]], masks: bool, source: str) -> Detections:
-    columns: list[list[Any]] = [[], [], []]
-    rles: list[Any] = []
-    qualities: dict[str, list[Any]] = {score.field: [] for score in SCORES}
-    for entries in pieces:
-        n = len(entries)
-        sides = chain.from_iterable([entry.bbox for entry in entries])
-        columns[0].append(np.fromiter([entry.image_id for entry in entries], np.int64, n))
-        columns[1].append(np.fromiter(sides, float, 4 * n).reshape(n, 4))
-        columns[2].append(np.fromiter([entry.score for entry in entries], float, n))
-        if masks:
-            rles.extend(entry.segmentation for entry in entries)
-        for field in list(qualities):
-            values = np.fromiter(map(attrgetter(field), entries), float, n)
-            if np.isnan(values).any():  # None: an entry does without
-                del qualities[field]
-            else:
-                qualities[field].append(values)
-    arrays = []
-    for column in (*columns, *qualities.values()):
-        arrays.append(np.concatenate(column))
-        column.clear()  # not twice in memory
-    image_ids, boxes, scores, *others = arrays
-    named = dict(zip(qualities, others))
-    return Detections(image_ids, boxes, scores, rles if masks else None, named, source)
+def _read(path: StrPath, ground_truth: GroundTruth, masks: bool) -> Iterator[Detections]:
+    """The detections in the order of the file, one piece, perhaps empty, at least."""
+    source = str(path)
+    fields = [score.field for score in SCORES]
+    box_format = _BoxFormat(ground_truth, source)
+    done = 0
+    try:
+        with open_json(path) as f:
+            for entries in _read_pieces(path, f, _Decoder(ground_truth, masks, source)):
+                detections = _convert(entries, masks, fields, source, done)
+                box_format.check(detections)
+                yield detections
+                done += len(entries)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{path}: cannot be read ({reason})") from None
+    except (UnicodeError, EOFError, RecursionError, zlib.error) as error:
+        raise InputError(
+            f"{path}: not complete, valid JSON in UTF-8 ({error}); write or fetch it again"
+        ) from None
+
+
+def _convert(
+    entries: list[Any], masks: bool, fields: list[str], source: str, first: int
+) -> Detections:
+    """`fields`: the further ones to read; those that an entry does without are removed."""
+    n = len(entries)
+    sides = chain.from_iterable([entry.bbox for entry in entries])
+    qualities = {}
+    for field in list(fields):
+        values = np.fromiter(map(attrgetter(field), entries), float, n)
+        if np.isnan(values).any():  # None: an entry does without
+            fields.remove(field)
+        else:
+            qualities[field] = values
+    return Detections(
+        np.fromiter([entry.image_id for entry in entries], np.int64, n),
+        np.fromiter(sides, float, 4 * n).reshape(n, 4),
+        np.fromiter([entry.score for entry in entries], float, n),
+        [entry.segmentation for entry in entries] if masks else None,
+        qualities,
+        source,
+        first,
+    )
 
 
 def _read_pieces(path: StrPath, f: IO[bytes], decode: _Decoder) -> Iterator[list[Any]]:
@@ -336,45 +438,77 @@ def _describe(
     )
 
 
-def _check_together(ground_truth: GroundTruth, detections: Detections) -> None:
+class _BoxFormat:
     """
-    Raises InputError where an image is unknown, a mask has another size than its image, or the
-    boxes cannot be XYWH in pixels.
+    Whether the boxes of a file can be XYWH in pixels, judged by all that came so far, and its masks
+    are those of its images.
     """
-    try:
-        image = ground_truth.index_images(detections.image_ids)
-    except InputError as error:
-        raise InputError(f"{detections.source}: {error}") from None
-    if detections.masks:
-        sizes = np.array([mask["size"] for mask in detections.masks], float)
-        known = ground_truth.image_sizes[image]
-        other = np.flatnonzero(((sizes != known) & np.isfinite(known)).any(axis=1))
-        if len(other):
-            raise InputError(
-                f"{detections.source}: entry {other[0]}: mask of size "
-                f"{list(detections.masks[other[0]]['size'])} on an image of size "
-                f"{known[other[0]].astype(int).tolist()} (height, width) in {ground_truth.source}; "
-                "write masks of the image's size"
+
+    def __init__(self, ground_truth: GroundTruth, source: str):
+        self._ground_truth, self._source = ground_truth, source
+        self._count = self._beyond = self._corners = 0
+        self._largest, self._least_side = -np.inf, np.inf
+        self._first: Any = None  # number and box of the first, and of the first beyond its image
+        self._first_beyond: Any = None
+
+    def check(self, detections: Detections) -> None:
+        """
+        Raises InputError where an image is unknown, a mask has another size than its image, or the
+        boxes are plainly something else.
+        """
+        source, first = self._source, detections.first
+        try:
+            image = self._ground_truth.index_images(detections.image_ids, first)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
+        if detections.masks:
+            sizes = np.array([mask["size"] for mask in detections.masks], float)
+            known = self._ground_truth.image_sizes[image]
+            other = np.flatnonzero(((sizes != known) & np.isfinite(known)).any(axis=1))
+            if len(other):
+                mask, size = detections.masks[other[0]], known[other[0]].astype(int).tolist()
+                raise InputError(
+                    f"{source}: entry {first + other[0]}: mask of size {list(mask['size'])} on an "
+                    f"image of size {size} (height, width) in {self._ground_truth.source}; write "
+                    "masks of the image's size"
+                )
+        some = slice(None, None, 1 + len(image) // 100_000)  # enough to recognise the format
+        boxes = detections.boxes[some]
+        x, y, w, h = boxes.T
+        height, width = self._ground_truth.image_sizes[image[some]].T
+        beyond = (x + w > 1.05 * width + 2) | (y + h > 1.05 * height + 2)
+        fits_as_corners = (w >= x) & (h >= y) & (w <= width + 2) & (h <= height + 2)
+        if len(x):
+            self._first = self._first or (first, boxes[0].tolist())
+        if beyond.any():
+            index = np.flatnonzero(beyond)[0]
+            self._first_beyond = self._first_beyond or (
+                first + index * some.step,
+                boxes[index].tolist(),
             )
-    some = slice(None, None, 1 + len(image) // 100_000)  # enough to recognise the format
-    x, y, w, h = detections.boxes[some].T
-    height, width = ground_truth.image_sizes[image[some]].T
-    if len(x) < 10:
-        return
-    beyond = (x + w > 1.05 * width + 2) | (y + h > 1.05 * height + 2)
-    fits_as_corners = (w >= x) & (h >= y) & (w <= width + 2) & (h <= height + 2)
-    if beyond.mean() > SHARE_BEYOND and fits_as_corners.mean() > 0.999:
-        entry = np.flatnonzero(beyond)[0] * some.step
-        raise InputError(
-            f"{detections.source}: entry {entry}: bbox {detections.boxes[entry].tolist()} reaches "
-            f"beyond its image, as {100 * beyond.mean():.0f} % of the boxes do, and all fit if "
-            "read as corners: they seem to be [x1, y1, x2, y2], write [x, y, width, height]"
-        )
-    if max(x.max(), y.max(), w.max(), h.max()) <= 1 and np.nanmin([height, width]) > 1:
-        raise InputError(
-            f"{detections.source}: entry 0: bbox {detections.boxes[0].tolist()}, as all others, is "
-            "below one pixel: they seem to be fractions of the image size, write pixels"
-        )
+        self._count += len(x)
+        self._beyond += int(np.count_nonzero(beyond))
+        self._corners += int(np.count_nonzero(fits_as_corners))
+        self._largest = np.max(boxes, initial=self._largest)
+        # NaN is passed over: the size of an image may be unknown.
+        sides = np.fmin.reduce([height, width], axis=None, initial=self._least_side)
+        self._least_side = float(sides)
+        if self._count < 10:
+            return
+        share = self._beyond / self._count
+        if share > SHARE_BEYOND and self._corners / self._count > 0.999:
+            entry, box = self._first_beyond
+            raise InputError(
+                f"{source}: entry {entry}: bbox {box} reaches beyond its image, as "
+                f"{100 * share:.0f} % of the boxes do, and all fit if read as corners: they seem "
+                "to be [x1, y1, x2, y2], write [x, y, width, height]"
+            )
+        if self._largest <= 1 and 1 < self._least_side < np.inf:
+            entry, box = self._first
+            raise InputError(
+                f"{source}: entry {entry}: bbox {box}, as all others, is below one pixel: they "
+                "seem to be fractions of the image size, write pixels"
+            )
 
 
 def write_results(path: StrPath, detections: Iterable[ImageDetections]) -> None:

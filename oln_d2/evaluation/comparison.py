@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oln_d2.checks import InputError
-from oln_d2.evaluation import Detections, GroundTruth, evaluate
-from oln_d2.evaluation.open_world import DEFAULT_MAX_DETS
+from oln_d2.evaluation.coco_results import Detections, give_detections, join_detections
+from oln_d2.evaluation.ground_truth import GroundTruth
+from oln_d2.evaluation.open_world import DEFAULT_MAX_DETS, OpenWorldRecall
 from oln_d2.evaluation.result import AREA_SUFFIXES, GROUPS, interval
+from oln_d2.files import StrPath
 
 KS = (10, 30, 100, 300, 1000)
 # Budgets that whether detectors differ is judged at: the largest for which all lists are long
@@ -111,9 +113,7 @@ class Detector(NamedTuple):
     per_category: dict[str, dict[str, float]]  # the objects compared, see OpenWorldResult
     curve_ks: NDArray[np.int64]  # (C,)
     curves: Floats  # (3, C): AR at `curve_ks`
-    # The score of the detection that finds each object compared at IoU 0.5 when all objects are
-    # searched, -inf if none does.
-    found_scores: Floats
+    found_scores: Floats  # of the objects compared, see `OpenWorldRecall.found_scores`
     warnings: list[str]
 
     def estimate(self, group: str, k: int, area: str = "all") -> Estimate:
@@ -134,37 +134,49 @@ class Detector(NamedTuple):
 def measure_detector(
     name: str,
     gt: GroundTruth,
-    detections: Detections,
+    results: StrPath | Detections,
     draws: NDArray[np.float32],
     group: str,
     protocol: str,
     iou_type: str,
-) -> Detector:
+    best: int,
+) -> tuple[Detector, Detections]:
     """
     Args:
         name: the detector's.
         gt: the objects.
-        detections: all of the detector's.
+        results: all detections of the detector, or their file.
         draws (S, I): see :func:`draw_images`.
         group: whose objects are compared by category and by score.
-        protocol, iou_type: see :func:`evaluate`.
+        protocol, iou_type: see :func:`oln_d2.evaluate`.
+        best: how many detections of an image are returned.
+
+    Returns:
+        the detector, and the best detections of each image, ascending by its id.
 
     Raises:
         InputError: there is no detection, or one that cannot be used.
     """
-    if not len(detections.scores):
-        raise InputError(f"{detections.source}: holds no detection; was the detector run?")
-    longest = int(np.unique(detections.image_ids, return_counts=True)[1].max())
-    ks = [k for k in KS if k <= max(longest, KS[0])]  # that warnings may name
-    result = evaluate(gt, detections, protocol=protocol, iou_type=iou_type, ks=ks)
+
+    def begin():
+        recall = OpenWorldRecall(gt, protocol, iou_type=iou_type, ks=KS, with_ap=False)
+        return _Measured(recall, best)
+
+    measured = give_detections(results, gt, begin, iou_type == "mask")
+    recall, longest = measured.recall, measured.longest
+    kept = _best(gt, join_detections(measured.best), best)
+    if not longest:
+        raise InputError(f"{kept.source}: holds no detection; was the detector run?")
+    recall.ks = tuple(k for k in KS if k <= max(longest, KS[0]))  # that warnings may name
+    result = recall.result()
     end = min(longest, DEFAULT_MAX_DETS)
     curve_ks = np.unique(np.geomspace(1, end, CURVE_POINTS).round().astype(int))
     at_half = result.found[:, 0, 0]
-    return Detector(
+    detector = Detector(
         name,
-        detections.source,
+        kept.source,
         longest,
-        len(detections.scores),
+        int(result.given.sum()),
         num_gts=result.counts.sum(-1),
         num_images=np.array([[len(np.unique(gt.images[c])) for c in v] for v in result.counts]),
         values=np.array(
@@ -177,22 +189,61 @@ def measure_detector(
         per_category=result.per_category(group),
         curve_ks=curve_ks,
         curves=np.array([[result.ar(k, g) for k in curve_ks] for g in GROUPS]),
-        found_scores=_found_scores(result, detections)[result.counts[GROUPS.index(group), 0]],
+        found_scores=recall.found_scores()[result.counts[GROUPS.index(group), 0]],
         warnings=result.warnings,
+    )
+    return detector, kept
+
+
+def average(runs: Sequence[Detector]) -> Detector:
+    """
+    One of several runs of one recipe, 1 or more: its recalls are their means, and so are those of
+    each draw of images; which objects it finds is that of the first.
+    """
+    first = min(runs, key=lambda run: run.longest)
+    if len(runs) == 1:
+        return first
+    curves = [
+        [np.interp(first.curve_ks, run.curve_ks, curve) for curve in run.curves] for run in runs
+    ]
+    per_category = {
+        name: {
+            key: float(np.mean([run.per_category[name][key] for run in runs])) for key in numbers
+        }
+        for name, numbers in first.per_category.items()
+    }
+    return runs[0]._replace(
+        source=", ".join(run.source for run in runs),
+        longest=first.longest,
+        num_detections=round(np.mean([run.num_detections for run in runs])),
+        values=np.mean([run.values for run in runs], axis=0),
+        draws=np.mean([run.draws for run in runs], axis=0),
+        per_category=per_category,
+        curve_ks=first.curve_ks,
+        curves=np.mean(curves, axis=0),
+        warnings=list(dict.fromkeys(warning for run in runs for warning in run.warnings)),
     )
 
 
-def _found_scores(result, detections):
-    """(G,): score of the detection that finds each gt at IoU 0.5, -inf if none does."""
-    # Where all objects are searched no detection leaves the ranking: a rank is a place by score.
-    rank = result.found[GROUPS.index("all"), 0, 0]
-    image = result.ground_truth.index_images(detections.image_ids)
-    scores = detections.scores[np.lexsort((-detections.scores, image))]
-    starts = np.searchsorted(np.sort(image), np.arange(len(result.given)))
-    hit = rank < result.max_dets
-    ret = np.full(len(rank), -np.inf)
-    ret[hit] = scores[starts[result.ground_truth.images[hit]] + rank[hit]]
-    return ret
+class _Measured:
+    def __init__(self, recall: OpenWorldRecall, number: int):
+        self.recall, self.number = recall, number
+        self.best: list[Detections] = []
+        self.longest = 0  # most detections of an image
+
+    def update(self, detections: Detections) -> None:
+        detections.add_to(self.recall)
+        counts = np.unique(detections.image_ids, return_counts=True)[1]
+        self.longest = int(counts.max(initial=self.longest))
+        self.best.append(_best(self.recall.ground_truth, detections, self.number))
+
+
+def _best(gt: GroundTruth, detections: Detections, number: int) -> Detections:
+    """So many of each image, ascending by its id."""
+    image = gt.index_images(detections.image_ids)
+    order = np.lexsort((-detections.scores, image))
+    starts = np.searchsorted(image[order], np.arange(len(gt.image_ids)))
+    return detections.select(order[np.arange(len(order)) - starts[image[order]] < number])
 
 
 def main_budget(detectors: Sequence[Detector]) -> int:

@@ -49,19 +49,23 @@ class GroundTruth:
         content: dict[str, Any],
         seen: StrPath | Sequence[str],
         source: StrPath = "ground truth",
+        keep: bool = True,
     ):
         """
         Args:
-            content: a COCO ground truth. As :func:`oln_d2.data.coco.load_coco` returned it, it is
-                kept, so that loading the file again costs nothing; it is not changed.
+            content: a COCO ground truth; not changed.
             seen: a split's name or category names, see :func:`oln_d2.data.splits.seen_names`. May
                 be empty.
             source: named in errors.
+            keep: keep the content, so that to load a file again costs nothing, see
+                :func:`oln_d2.data.coco.load_coco`. That takes ten times the memory of the arrays.
 
         Raises:
             InputError: an unknown category, an `area` that is not usable, or as of `load_coco`.
         """
-        content = self._content = check_coco(source, content)
+        content = check_coco(source, content)
+        self._content = content if keep else None
+        self._images = content["images"]
         self.source = str(source)
         seen_ids, _ = split_category_ids(content["categories"], seen, source)
         self.category_names = {c["id"]: c["name"] for c in content["categories"]}
@@ -82,7 +86,10 @@ class GroundTruth:
         self.areas = self.areas[order]
         self.crowd = np.array([bool(a.get("iscrowd")) for a in annotations], bool)[order]
         self.seen = np.isin(self.category_ids, seen_ids)
-        self._annotations = [annotations[i] for i in order]
+        # Id and mask of each annotation; of the first alone where none has a mask.
+        any_mask = any(annotation.get("segmentation") for annotation in annotations)
+        own = (annotations[i] for i in (order if any_mask else order[:1]))
+        self._masks = [(a.get("id"), a.get("segmentation")) for a in own]
 
     def _find_areas(
         self, annotations: list[dict[str, Any]], image: NDArray[np.int64]
@@ -114,19 +121,20 @@ class GroundTruth:
         return areas, [note]
 
     @classmethod
-    def load(cls, path: StrPath, seen: StrPath | Sequence[str]) -> "GroundTruth":
+    def load(cls, path: StrPath, seen: StrPath | Sequence[str], keep: bool = True) -> "GroundTruth":
         """Read a COCO ground truth JSON; arguments and errors as in `__init__` and `load_coco`."""
-        return cls(load_coco(path), seen, path)
+        return cls(load_coco(path), seen, path, keep)
 
     @property
     def images(self) -> NDArray[np.int64]:
         """(G,): the index of the image that each gt is in."""
         return np.repeat(np.arange(len(self.image_ids)), np.diff(self.starts))
 
-    def index_images(self, image_ids: ArrayLike) -> NDArray[np.int64]:
+    def index_images(self, image_ids: ArrayLike, first: int = 0) -> NDArray[np.int64]:
         """
         Args:
             image_ids (N,): image ids.
+            first: the number of the first, by which errors count.
 
         Returns:
             (N,): their index in `image_ids`.
@@ -144,9 +152,10 @@ class GroundTruth:
         index = np.minimum(np.searchsorted(self.image_ids, ids), len(self.image_ids) - 1)
         unknown = np.flatnonzero(self.image_ids[index] != ids)
         if len(unknown):
+            entry = first + begins[unknown[0]]
             raise InputError(
-                f"entry {begins[unknown[0]]}: image_id {ids[unknown[0]]} is not in {self.source}; "
-                "are the detections those of another data set?"
+                f"entry {entry}: image_id {ids[unknown[0]]} is not in {self.source}; are the "
+                "detections those of another data set?"
             )
         return np.repeat(index, np.diff(begins, append=len(image_ids)))
 
@@ -185,7 +194,7 @@ class GroundTruth:
     def _ids_by_name(self) -> dict[str, list[int]]:
         """The ids of the images that a file name may mean."""
         ret: dict[str, list[int]] = {}
-        for image in self._content["images"]:
+        for image in self._images:
             name = image_name(image)
             if name:
                 name = name.replace("\\", "/")
@@ -197,23 +206,22 @@ class GroundTruth:
     @property
     def has_masks(self) -> bool:
         """Whether every annotation has a mask."""
-        return all(annotation.get("segmentation") for annotation in self._annotations)
+        return len(self._masks) == len(self.areas) and all(mask for _, mask in self._masks)
 
     @cached_property
     def masks(self) -> list[dict[str, Any]]:
         """The G masks as COCO RLE. Raises InputError where an annotation has none."""
         masks = []
-        for annotation, image in zip(self._annotations, self.images):
+        for (number, given), image in zip(self._masks, self.images):
             size = self.image_sizes[image]
             try:
-                mask = to_rle(annotation.get("segmentation"), *size)
+                mask = to_rle(given, *size)
                 if (mask["size"] != size)[np.isfinite(size)].any():
                     raise ValueError(f"size {mask['size']} is not the image's {size.tolist()}")
                 masks.append(mask)
             except Exception as error:  # pycocotools raises no narrower one
                 raise InputError(
-                    f"{self.source}: the annotation with id {annotation.get('id')} has no usable "
-                    f"'segmentation' ({' '.join(str(error).split())}); without masks only boxes "
-                    "can be scored"
+                    f"{self.source}: the annotation with id {number} has no usable 'segmentation' "
+                    f"({' '.join(str(error).split())}); without masks only boxes can be scored"
                 ) from None
         return masks

@@ -43,7 +43,6 @@ IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10))
 DEFAULT_KS = (1, 10, 20, 30, 50, 100, 300, 500, 1000, 1500)
 DEFAULT_MAX_DETS = 1500
 AP_DETS = 100  # COCO's AP looks at this many detections of an image
-NEVER = np.iinfo(np.int32).max
 FREE_IOU = 0.5
 LARGE = 1e150  # numbers above it have no squares
 # How many detections are matched at once: bounds the memory used beyond the detections themselves.
@@ -70,6 +69,7 @@ class OpenWorldRecall:
         max_dets: int = DEFAULT_MAX_DETS,
         ks: Sequence[int] = DEFAULT_KS,
         iou_thresholds: Sequence[float] | NDArray[np.float64] = IOU_THRESHOLDS,
+        with_ap: bool = True,
     ):
         """
         Args:
@@ -79,6 +79,7 @@ class OpenWorldRecall:
             max_dets: how many detections of an image take part, the highest scores first.
             ks: budgets to report, each in [1, max_dets].
             iou_thresholds: ascending, each in (0, 1]; recall is averaged over them.
+            with_ap: also average precision, which all detections have to be kept for; else NaN.
 
         Raises:
             InputError: a setting out of its range.
@@ -118,11 +119,17 @@ class OpenWorldRecall:
         x, y, w, h = gt.boxes.T
         self._gt_sides = np.stack([x, y, x + w, y + h, w * h])[:, :, None]
 
-        # rank of the detection that found a gt, NEVER where none did
+        # rank of the detection that found a gt, out of reach where none did
         shape = len(GROUPS), len(AREA_RANGES), len(self._matched_at), len(gt.areas)
-        self._found = np.full(shape, NEVER, np.int32)
+        rank = np.int16 if max_dets <= np.iinfo(np.int16).max else np.int32
+        self._found = np.full(shape, np.iinfo(rank).max, rank)
+        self._is_shared = False  # with a result
+        self._found_scores = np.full(len(gt.areas), -np.inf)
         # detections of each image, before the cut
         self._given = np.zeros(len(gt.image_ids), np.int32)
+        self._freed = np.zeros_like(self._given)
+        self._num_tied = 0
+        self._with_ap = with_ap
         self._done = np.zeros(len(gt.image_ids), bool)
         self._pending, self._num_pending = [], 0
         self._batches = []
@@ -135,6 +142,7 @@ class OpenWorldRecall:
         *,
         masks: Sequence[Any] | None = None,
         box_format: str = "xyxy",
+        first: int = 0,
     ) -> None:
         """
         Add all the detections of one or of many images. Arrays, lists or tensors are taken.
@@ -145,6 +153,7 @@ class OpenWorldRecall:
             scores (D,): higher is better; of equal scores the earlier detection goes first.
             masks: D masks as COCO RLE of the image's size. Ignored if `iou_type` is "box".
             box_format: "xyxy" or, as in results files, "xywh".
+            first: the number of the first detection, by which errors count.
 
         Raises:
             InputError: unknown image, value that is not finite, negative size, wrong shape, or an
@@ -160,8 +169,8 @@ class OpenWorldRecall:
             raise InputError(
                 f"image_ids have shape {image_ids.shape}, not that of scores, {scores.shape}"
             )
-        image = gt.index_images(np.broadcast_to(image_ids, scores.shape))
-        _require_finite("score", scores)
+        image = gt.index_images(np.broadcast_to(image_ids, scores.shape), first)
+        _require_finite("score", scores, first)
         if self.iou_type == "mask":
             items: Any = masks
             if masks is None or len(masks) != len(scores):
@@ -173,9 +182,9 @@ class OpenWorldRecall:
             other = np.flatnonzero((sizes != gt.image_sizes[image]).any(1))
             if len(other):
                 raise InputError(
-                    f"entry {other[0]}: mask of size {sizes[other[0]].tolist()} on an image of "
-                    f"size {gt.image_sizes[image[other[0]]].tolist()} (height, width; nan: not "
-                    f"given in {gt.source})"
+                    f"entry {first + other[0]}: mask of size {sizes[other[0]].tolist()} on an "
+                    f"image of size {gt.image_sizes[image[other[0]]].tolist()} (height, width; "
+                    f"nan: not given in {gt.source})"
                 )
         else:
             items = _array(boxes)
@@ -183,13 +192,13 @@ class OpenWorldRecall:
                 items = items.reshape(0, 4)
             if items.shape != (len(scores), 4):
                 raise InputError(f"boxes have shape {items.shape}, not ({len(scores)}, 4)")
-            _require_finite("box", items)
+            _require_finite("box", items, first)
             negative = items[:, 2:] < (items[:, :2] if box_format == "xyxy" else 0)
             if negative.any():
                 negative = np.flatnonzero(negative.any(1))
                 raise InputError(
-                    f"entry {negative[0]}: box {items[negative[0]].tolist()} has a negative size "
-                    f"(read as {box_format.upper()})"
+                    f"entry {first + negative[0]}: box {items[negative[0]].tolist()} has a "
+                    f"negative size (read as {box_format.upper()})"
                 )
         order = None
         bounds = _run_bounds(image)
@@ -240,15 +249,19 @@ class OpenWorldRecall:
             )
         other._match_pending()
         self._match_pending()
+        self._own_found()
         np.minimum(self._found, other._found, out=self._found)
+        np.maximum(self._found_scores, other._found_scores, out=self._found_scores)
         self._given += other._given
+        self._freed += other._freed
+        self._num_tied += other._num_tied
         self._done |= other._done
         self._batches += other._batches
 
     def _settings(self) -> tuple[Any, ...]:
         gt = self.ground_truth
         own = self.protocol, self.iou_type, self.max_dets, self.ks, tuple(self.iou_thresholds)
-        return *own, gt.source, len(gt.image_ids), len(gt.areas), gt.seen_names
+        return *own, self._with_ap, gt.source, len(gt.image_ids), len(gt.areas), gt.seen_names
 
     def result(self) -> OpenWorldResult:
         """
@@ -257,11 +270,14 @@ class OpenWorldRecall:
             there is no gt to be found.
         """
         self._match_pending()
+        found, precision = self._found, np.full(self._found.shape[:3], np.nan)
+        if self._with_ap:
+            precision = self._average_precision(AP_DETS)
         reported = np.isin(self._matched_at, self.iou_thresholds)
-        ranking = _Ranking(self._batches, AP_DETS)
-        freed = np.zeros_like(self._given)
-        for batch in self._batches:
-            freed[batch.images] = batch.num_removed(GROUPS.index("unseen"), 0)
+        if reported.all():
+            self._is_shared = True
+        else:
+            found = found[:, :, reported]
         num_dets = np.minimum(self._given, self.max_dets).sum()
         return OpenWorldResult(
             ground_truth=self.ground_truth,
@@ -271,12 +287,21 @@ class OpenWorldRecall:
             ks=self.ks,
             iou_thresholds=self.iou_thresholds,
             counts=self._counts,
-            found=self._found[:, :, reported],
-            precision=self._average_precision(ranking)[:, :, reported],
+            found=found,
+            precision=precision[:, :, reported],
             given=self._given.copy(),
-            freed=freed,
-            tied=sum(b.num_tied() for b in self._batches) / max(1, num_dets),
+            freed=self._freed.copy(),
+            tied=self._num_tied / max(1, num_dets),
         )
+
+    def found_scores(self) -> NDArray[np.float64]:
+        """
+        Returns:
+            (G,): the score of the detection that finds each gt at IoU .50 where all objects are
+            searched, -inf if none does.
+        """
+        self._match_pending()
+        return self._found_scores.copy()
 
     def average_precision(self, k: int) -> NDArray[np.float64]:
         """
@@ -288,9 +313,10 @@ class OpenWorldRecall:
         """
         self._match_pending()
         reported = np.isin(self._matched_at, self.iou_thresholds)
-        return self._average_precision(_Ranking(self._batches, k))[:, :, reported]
+        return self._average_precision(k)[:, :, reported]
 
-    def _average_precision(self, ranking):
+    def _average_precision(self, k):
+        ranking = _Ranking(self._batches, k)
         num_gts = self._counts.sum(-1)
         precision = np.full(self._found.shape[:3], np.nan)
         for v, a in np.argwhere(num_gts):
@@ -353,13 +379,14 @@ class OpenWorldRecall:
         limit = shared.sum(1)
         crowd = self.ground_truth.crowd[first : first + len(ious)]
         if crowd.any():
-            limit[shared[:, crowd].any(1)] = NEVER
+            limit[shared[:, crowd].any(1)] = ious.shape[1]
         return first + gt, det, ious.ravel()[flat], limit[gt]
 
     def _match_pending(self):
         """Match the detections that wait, all images, thresholds and gts of a group at once."""
         if not self._pending:
             return
+        self._own_found()
         images, scores, areas, gts, dets, ious, limits = zip(*self._pending)
         self._pending, self._num_pending = [], 0
         counts = np.array([len(score) for score in scores])
@@ -368,8 +395,8 @@ class OpenWorldRecall:
         position = np.concatenate(dets) + np.repeat(starts, [len(det) for det in dets])
         area = np.concatenate(areas)
         in_range = (area >= self._area_low) & (area <= self._area_high)
-        batch = _Batch(np.array(images), counts, starts, np.concatenate(scores), in_range)
-        self._batches.append(batch)
+        score = np.concatenate(scores)
+        batch = _Batch(np.array(images), counts, starts, score, in_range)
 
         # From here on detections that are in a pair, and gts, are numbered within the batch.
         in_pair = np.zeros(len(area), bool)
@@ -447,8 +474,21 @@ class OpenWorldRecall:
                 before = np.searchsorted(removed, at)
                 before -= np.searchsorted(removed, image_start[hit_det])
                 self._found[v, a, hit_t, row_gt_id[hits]] = at - image_start[hit_det] - before
+                if group == "all" and a == 0:
+                    free = hit_t == free_iou
+                    self._found_scores[row_gt_id[hits[free]]] = score[at[free]]
                 ignored_t, ignored_det = np.divmod(ignored, num_dets)
                 batch.add(v, a, removed, (hit_t, at), (ignored_t, det_at[ignored_det]))
+        self._freed[batch.images] = batch.num_removed(GROUPS.index("unseen"), 0)
+        self._num_tied += batch.num_tied()
+        if self._with_ap:
+            self._batches.append(batch)
+
+    def _own_found(self):
+        """Before it is written to: a result keeps what it was given."""
+        if self._is_shared:
+            self._found = self._found.copy()
+            self._is_shared = False
 
 
 def _match(gt, det, num_gts, num_dets):
@@ -491,7 +531,7 @@ class _Batch:
         """
         self.images, self.counts, self.starts = images, counts, starts
         self.scores = scores
-        self.in_range = in_range
+        self.in_range = np.packbits(in_range, axis=0)[0]  # (D,), a bit for each area range
         self.events = {}
 
     def add(self, v, a, removed, hits, ignored):
@@ -537,7 +577,7 @@ class _Ranking:
         start_of[order] = self.starts
         size = counts.sum()
         self.scores = np.empty(size)
-        self.in_range = np.empty((len(AREA_RANGES), size), bool)
+        self.in_range = np.empty(size, np.uint8)
         self._batches, self._places = batches, []
         done = 0
         for b in batches:
@@ -547,7 +587,7 @@ class _Ranking:
             ranked = rank < np.repeat(counts[done:until], b.counts)
             place = np.where(ranked, np.repeat(start_of[done:until], b.counts) + rank, -1)
             self.scores[place[ranked]] = b.scores[ranked]
-            self.in_range[:, place[ranked]] = b.in_range[:, ranked]
+            self.in_range[place[ranked]] = b.in_range[ranked]
             self._places.append(place.astype(np.int32))
             done = until
         self.order = np.argsort(-self.scores, kind="stable")
@@ -576,9 +616,9 @@ class _Ranking:
         removed, hit_t, hit_at, ignored_t, ignored_at = self._events(v, a)
         stays = np.ones(len(self.scores), bool)
         stays[removed] = False
-        before = np.cumsum(stays) - stays
+        before = np.cumsum(stays, dtype=np.int32) - stays
         stays &= before - np.repeat(before[self.starts], self.counts) < self.k
-        in_range = self.in_range[a]
+        in_range = self.in_range & (128 >> a) > 0  # as packbits has it
         # How many detections of the ranking up to each place would count if none was matched.
         counted = np.cumsum((stays & in_range)[self.order], dtype=np.int32)
         result = np.zeros(num_thresholds)
@@ -628,10 +668,13 @@ def _descending(scores):
     return np.argsort(-scores, kind="stable") if np.any(ranked[1:] == ranked[:-1]) else order
 
 
-def _require_finite(name, values):
+def _require_finite(name, values, first):
     if values.dtype.kind not in "fiub":
         raise InputError(f"{name}: expected numbers, not {values.dtype}")
     if -LARGE < values.min(initial=0) and values.max(initial=0) < LARGE:  # not so NaN
         return
-    bad = np.flatnonzero(~(np.abs(values) < LARGE).reshape(len(values), -1).all(1))[0]
-    raise InputError(f"entry {bad}: {name} {values[bad].tolist()} is not finite, or too large")
+    bad = np.flatnonzero(~(np.abs(values) < LARGE).reshape(len(values), -1).all(1))
+    if len(bad):
+        raise InputError(
+            f"entry {first + bad[0]}: {name} {values[bad[0]].tolist()} is not finite, or too large"
+        )

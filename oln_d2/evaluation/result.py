@@ -27,6 +27,7 @@ PROTOCOL_TEXT = {
 FEW_IMAGES = 0.05
 # Above this share of equal scores within an image they must have been rounded.
 MANY_TIES = 0.05
+DRAWS_AT_ONCE = 128
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -48,7 +49,8 @@ class OpenWorldResult:
     ks: tuple[int, ...]
     iou_thresholds: NDArray[np.float64]  # (T,)
     counts: NDArray[np.bool_]  # (3, 4, G): which gts are to be found, by group and area range
-    found: NDArray[np.int32]  # (3, 4, T, G): rank of the detection that found a gt, huge if none
+    # (3, 4, T, G): rank of the detection that found a gt; at least `max_dets` if none
+    found: NDArray[np.integer[Any]]
     precision: InitVar[NDArray[np.float64]]  # (3, 4, T): average precision
     given: NDArray[np.int32]  # (I,): detections that each image had, before the cut at `max_dets`
     freed: NDArray[np.int32]  # (I,): how many cost no budget where unseen objects are searched
@@ -81,7 +83,7 @@ class OpenWorldResult:
         num_gts = self.counts[v, a].sum()
         if not num_gts:
             return np.full(len(self.iou_thresholds), np.nan)
-        return np.count_nonzero(self.found[v, a] < k, axis=1) / num_gts
+        return np.count_nonzero(self.found[v, a] < min(k, self.max_dets), axis=1) / num_gts
 
     def ar(self, k: int, group: str = "unseen", area: str = "all") -> float:
         """Average recall: the mean of :meth:`recall`, which see, over the IoU thresholds."""
@@ -141,10 +143,14 @@ class OpenWorldResult:
         v, a = _index(group, area)
         counts, num_images = self.counts[v, a], len(self.given)
         found, image = self.found[v, a][:, counts], self.ground_truth.images[counts]
-        sums = [np.bincount(image, (found < k).mean(0), num_images) for k in ks]
-        num_gts = draws @ np.bincount(image, minlength=num_images).astype(float)
+        within = [min(k, self.max_dets) for k in ks]
+        sums = [np.bincount(image, (found < k).mean(0), num_images) for k in within]
+        sums.append(np.bincount(image, minlength=num_images).astype(float))
+        # In parts, as each becomes float64.
+        parts = [draws[i : i + DRAWS_AT_ONCE] for i in range(0, len(draws), DRAWS_AT_ONCE)]
+        *sums, num_gts = [np.concatenate([part @ s for part in parts]) for s in sums]
         with np.errstate(invalid="ignore"):  # a draw may have nothing to be found
-            return np.stack([draws @ s for s in sums], 1) / num_gts[:, None]
+            return np.stack(sums, 1) / num_gts[:, None]
 
     def to_dict(self) -> dict[str, Any]:
         """All of the result in plain Python values; metrics in [0, 1], NaN where undefined."""
@@ -271,8 +277,10 @@ def _index(group: str, area: str) -> tuple[int, int]:
 def draw_images(num_images: int, samples: int, seed: int) -> NDArray[np.float32]:
     """(samples, num_images): how often each image is in each draw, with replacement."""
     rng = np.random.default_rng(seed)
-    draws = rng.multinomial(num_images, np.full(num_images, 1 / num_images), samples)
-    return draws.astype(np.float32)  # exact for counts, half the memory
+    draws = np.empty((samples, num_images), np.float32)  # exact for counts, half the memory
+    for draw in draws:
+        draw[:] = rng.multinomial(num_images, np.full(num_images, 1 / num_images))
+    return draws
 
 
 def interval(values: NDArray[np.float64], level: float) -> tuple[float, float]:

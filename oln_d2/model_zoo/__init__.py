@@ -96,7 +96,8 @@ def get_checkpoint_url(config_path: str) -> str:
             from oln_d2.standalone.build import load_detector
             from oln_d2.standalone.checkpoint import save_checkpoint
 
-        make_folder(os.path.dirname(path))
+        remedy = "set the environment variable XDG_CACHE_HOME to a folder that can"
+        make_folder(os.path.dirname(path), remedy)
         save_checkpoint(load_detector(source), path)
     return path
 

@@ -12,7 +12,7 @@ from oln_d2.standalone.build import CHANNELS, NORMS
 # the training, and those of other models.
 _FREE = re.compile(
     r"MODEL\.(DEVICE|WEIGHTS|CHANNELS_LAST|PIXEL_|BACKBONE\.FREEZE|RESNETS\.DEPTH|FPN\.OUT_|ANCHOR_GENERATOR\.SIZES|"
-    r"RPN\.(BATCH|POSITIVE|BOUNDARY|IOU|BBOX_REG_LOSS|LOSS|SMOOTH|PRE_|POST_\w+TRAIN|NMS)|"
+    r"RPN\.(BATCH|POSITIVE|BOUNDARY|IOU|BBOX_REG_LOSS|LOSS|SMOOTH|PRE_|POST_|NMS)|"
     r"ROI_HEADS\.(BATCH|POSITIVE|IOU|PROPOSAL|NMS)|"
     r"ROI_BOX_HEAD\.(FC_DIM|BBOX_REG_LOSS|SMOOTH|TRAIN)|"
     r"OLN\.(OBJECTNESS|TIMM|LTRB|RPN_FEATURE|RPN_NMS|BOX_SCORE|MASK)|"
@@ -40,14 +40,13 @@ def detector_config(config_file: StrPath) -> dict[str, Any]:
     timm = model.OLN.TIMM if model.BACKBONE.NAME == _TIMM else None
     norm = timm.NORM if timm else model.RESNETS.NORM if model.RESNETS.NORM in NORMS else "FrozenBN"
     fpn_norm = "GN" if "GN" in (norm, model.FPN.NORM) else None
-    all_proposals = levels * model.RPN.PRE_NMS_TOPK_TEST
+    kept = model.RPN.POST_NMS_TOPK_TEST
     wanted = {
         **flatten(paper.MODEL, "MODEL."),
         "MODEL.RESNETS.NORM": norm,
         "MODEL.RESNETS.RES2_OUT_CHANNELS": CHANNELS.get(depth, 256),
         "MODEL.FPN.NORM": fpn_norm or "",
         "MODEL.RPN.IN_FEATURES": [f"p{2 + i}" for i in range(levels)],
-        "MODEL.RPN.POST_NMS_TOPK_TEST": max(all_proposals, model.RPN.POST_NMS_TOPK_TEST),
         "INPUT.FORMAT": paper.INPUT.FORMAT,
     }
     if (depth == 10 or timm) and not model.FPN.IN_FEATURES:
@@ -78,6 +77,7 @@ def detector_config(config_file: StrPath) -> dict[str, Any]:
         "pixel_std": tuple(model.PIXEL_STD),
         "rpn_feature_norm": model.OLN.RPN_FEATURE_NORM,
         "rpn_pre_nms_top_n_test": model.RPN.PRE_NMS_TOPK_TEST,
+        "rpn_post_nms_top_n_test": kept if kept < levels * model.RPN.PRE_NMS_TOPK_TEST else None,
         "rpn_nms_thresh": model.RPN.NMS_THRESH if model.OLN.RPN_NMS_TEST else None,
         "objectness_negatives": model.OLN.OBJECTNESS_NEGATIVES,
         "box_score_negatives": model.OLN.BOX_SCORE_NEGATIVES,

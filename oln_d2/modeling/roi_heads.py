@@ -122,7 +122,7 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         Args:
             predictions: what :meth:`forward` returned.
             proposals: the sampled RoIs, with `proposal_boxes`, `gt_classes` and, in images with
-                objects, `gt_boxes`.
+                objects, `gt_boxes`, also `gt_weights` where objects count differently.
 
         Returns:
             scalars `loss_box_score` and `loss_box_reg`, with a classifier also `loss_cls`.
@@ -141,12 +141,25 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         # The quality of the RoI as it came, not as the box deltas refine it.
         targets = box_quality(self.score_target, boxes[positive], gt_boxes[positive])
         pred_qualities = pred_scores[positive, 0]
+        weights = _gt_weights(proposals)
         if self.score_negatives:
             # Negatives, too, have the object that they overlap most.
             qualities = box_quality(self.score_target, boxes, gt_boxes)
-            loss_score = quality_entropy(pred_scores[:, 0], qualities)
+            own = None if weights is None else weights.where(qualities > 0, 1)
+            loss_score = quality_entropy(pred_scores[:, 0], qualities, own)
         else:
-            loss_score = quality_loss(pred_qualities, targets)
+            own = None if weights is None else weights[positive]
+            loss_score = quality_loss(pred_qualities, targets, own)
+        if weights is None:
+            loss_boxes = self.box_reg_loss(boxes, gt_boxes, pred_deltas, gt_classes)
+        else:  # objects of other weights are no objects to each part
+            loss_boxes = sum(
+                w
+                * self.box_reg_loss(
+                    boxes, gt_boxes, pred_deltas, gt_classes.where(weights == w, self.num_classes)
+                )
+                for w in weights.unique()
+            )
 
         storage = get_event_storage()
         if len(positive) > 0:
@@ -160,7 +173,7 @@ class OLNOutputLayers(FastRCNNOutputLayers):
             # Divided by all sampled RoIs, as Detectron2 divides the box loss, though only positives
             # are scored: each positive then has the same influence in every batch.
             "loss_box_score": loss_score / max(len(gt_classes), 1),
-            "loss_box_reg": self.box_reg_loss(boxes, gt_boxes, pred_deltas, gt_classes),
+            "loss_box_reg": loss_boxes,
         }
         if self.classify:
             losses["loss_cls"] = cross_entropy(pred_scores[:, 1:].float(), gt_classes)
@@ -211,6 +224,19 @@ class OLNOutputLayers(FastRCNNOutputLayers):
             {OBJECTNESS.field: p.objectness_logits.float().sigmoid(), BOX_SCORE.field: box_score}
             for p, box_score in zip(proposals, box_scores)
         ]
+
+
+def _gt_weights(proposals):
+    """How much the object of each RoI counts, shape (R,); None where all count 1."""
+    if not any(p.has("gt_weights") for p in proposals):
+        return None
+    boxes = [p.proposal_boxes.tensor for p in proposals]
+    return cat(
+        [
+            p.gt_weights if p.has("gt_weights") else b.new_ones(len(b))
+            for p, b in zip(proposals, boxes)
+        ]
+    )
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -14,7 +14,6 @@ from detectron2.modeling.proposal_generator import (
     RPN_HEAD_REGISTRY,
 )
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
-from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.memory import retry_if_cuda_oom
@@ -221,38 +220,39 @@ class OLNRPN(RPN):
     @torch.no_grad()
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None]:
         """
         Assign and sample twice, for the box loss and for the objectness loss.
 
         Args:
             anchors: those of each feature map.
-            gt_instances: the objects of each image, with `gt_boxes`; may be empty.
+            gt_instances: the objects of each image, with `gt_boxes`; may be empty. In all or none
+                of them `gt_weights`, (G,), how much each object counts.
 
         Returns:
             of each image `gt_labels`, (2, R), of the box (0) and the objectness (1) sample; and the
-            boxes of the assigned objects, (2, R, 4), undefined where the label is not 1.
+            boxes of the assigned objects, (2, R, 4), undefined where the label is not 1; and with
+            `gt_weights` those, (2, R), 1 where the label is not 1.
         """
         anchors = Boxes.cat(anchors)
-        samples = [
-            (limits, partial(subsample_labels, num_samples=n, positive_fraction=share, bg_label=0))
-            for limits, n, share in (
-                (self.box_iou_thresholds, self.batch_size_per_image, self.positive_fraction),
-                (self.objectness_iou_thresholds, self.objectness_batch_size_per_image, 1.0),
-            )
-        ]
-        gt_labels, matched_gt_boxes = [], []
+        samples = (
+            (self.box_iou_thresholds, self.batch_size_per_image, self.positive_fraction),
+            (self.objectness_iou_thresholds, self.objectness_batch_size_per_image, 1.0),
+        )
+        of_images = []
         for instances in gt_instances:
             inside = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
             if self.anchor_boundary_thresh >= 0:
                 inside = anchors.inside_box(instances.image_size, self.anchor_boundary_thresh)
             inside, gt_boxes = inside.nonzero().squeeze(1), instances.gt_boxes.tensor
-            labels, boxes = label_and_sample(
-                anchors.tensor, inside, gt_boxes, samples, retry_if_cuda_oom
+            weights = instances.get("gt_weights") if instances.has("gt_weights") else None
+            of_images.append(
+                label_and_sample(
+                    anchors.tensor, inside, gt_boxes, samples, retry_if_cuda_oom, weights
+                )
             )
-            gt_labels.append(labels)
-            matched_gt_boxes.append(boxes)
-        return gt_labels, matched_gt_boxes
+        gt_labels, matched_gt_boxes, gt_weights = map(list, zip(*of_images))
+        return gt_labels, matched_gt_boxes, gt_weights if gt_weights[0] is not None else None
 
     def losses(
         self,
@@ -262,12 +262,13 @@ class OLNRPN(RPN):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
         pred_cls_logits: list[Tensor] | None = None,
+        gt_weights: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """
         Args:
             anchors: L, each (Hi*Wi*A, 4).
             pred_objectness_logits: L, each (N, Hi*Wi*A).
-            gt_labels, gt_boxes: see :meth:`label_and_sample_anchors`.
+            gt_labels, gt_boxes, gt_weights: see :meth:`label_and_sample_anchors`.
             pred_anchor_deltas: L, each (N, Hi*Wi*A, 4).
             pred_cls_logits: L, each (N, Hi*Wi*A).
 
@@ -287,6 +288,7 @@ class OLNRPN(RPN):
             self.objectness_target,
             self.objectness_negatives,
             lambda anchors, deltas: self.box2box_transform.apply_deltas(deltas, anchors),
+            None if gt_weights is None else torch.stack(gt_weights, dim=1),
         )
 
         storage = get_event_storage()
@@ -329,7 +331,12 @@ class OLNRPN(RPN):
         features: dict[str, Tensor],
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """See :meth:`RPN.forward`. In training it also logs the recall of the proposals."""
+        """
+        See :meth:`RPN.forward`. In training it also logs the recall of the proposals.
+
+        Raises:
+            FloatingPointError: NaN or infinite predictions in training.
+        """
         features = [features[f] for f in self.in_features]
         anchors = self.anchor_generator(features)
         objectness, deltas, *classes = self.rpn_head(features)
@@ -340,8 +347,11 @@ class OLNRPN(RPN):
         deltas = [x.permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in deltas]
         losses = {}
         if self.training:
-            gt_labels, gt_boxes = self.label_and_sample_anchors(anchors, gt_instances)
-            losses = self.losses(anchors, objectness, gt_labels, deltas, gt_boxes, *classes)
+            gt_labels, gt_boxes, weights = self.label_and_sample_anchors(anchors, gt_instances)
+            losses = self.losses(
+                anchors, objectness, gt_labels, deltas, gt_boxes, *classes, gt_weights=weights
+            )
+            check_finite(cat(deltas, dim=1), cat(objectness, dim=1), losses, DIVERGED)
         proposals = self.predict_proposals(anchors, objectness, deltas, images.image_sizes)
         if self.training:
             _log_recall(proposals, gt_instances)
@@ -364,9 +374,6 @@ class OLNRPN(RPN):
             N, each with `proposal_boxes`, clipped to the image, those without area dropped, and
             `objectness_logits`, descending. The best of each level are taken, with NMS those that
             it leaves, then the best of all levels.
-
-        Raises:
-            FloatingPointError: NaN or infinite predictions in training.
         """
         boxes, logits, levels = [], [], []
         decoded = self._decode_proposals(anchors, pred_anchor_deltas)
@@ -377,8 +384,6 @@ class OLNRPN(RPN):
             logits.append(logits_i)
             levels.append(torch.full_like(indices[0], i))
         boxes, logits, levels = cat(boxes, dim=1), cat(logits, dim=1).float(), cat(levels)
-        if self.training:
-            check_finite(boxes, logits, DIVERGED)
         nms = partial(batched_nms, iou_threshold=self.nms_thresh)
         proposals = []
         for boxes_i, logits_i, image_size in zip(boxes, logits, image_sizes):

@@ -19,13 +19,14 @@ from oln_d2.data.images import open_annotated
 from oln_d2.data.lookup import find_images, image_name, image_size
 from oln_d2.data.splits import SPLITS
 from oln_d2.drawing import Objects
-from oln_d2.evaluation.coco_results import Detections, read_results
+from oln_d2.evaluation.coco_results import Detections
 from oln_d2.evaluation.comparison import (
     KS,
     MIN_IMAGES,
     Detector,
     Difference,
     Estimate,
+    average,
     main_budget,
     measure_detector,
 )
@@ -37,16 +38,16 @@ from oln_d2.pages.figures import COLORS, write_figures
 from oln_d2.pages.page import Item, write_page
 
 MOST_FILES = 20  # neither colours nor eyes distinguish more
-MOST_PIXELS = 2_000  # a side of the blank ground in place of an image
+MOST_PIXELS = 10_000  # a side of the blank ground in place of an image
 PICTURE_K = 30  # boxes of an image that are shown at first, and by which images are sorted
 
 
 @dataclass(frozen=True)
 class Row:
-    """One results file."""
+    """One results file, or those of several runs of one recipe, whose numbers are means."""
 
     name: str
-    file: str
+    files: list[str]
     num_detections: int
     longest: int  # most detections of an image
     ar: dict[str, dict[int, Estimate]]  # group -> k -> AR@k; no k beyond the longest list
@@ -54,6 +55,8 @@ class Row:
     by_category: dict[str, float]  # the same by category
     found: int  # how many of the objects compared, at IoU 0.5
     warnings: list[str]
+    spread: dict[str, dict[int, tuple[float, float]]]  # least and greatest AR of several runs
+    cost: dict[str, float]  # "parameters" and "milliseconds" of an image, where they are known
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Comparison:
 
 def compare(
     gt: StrPath,
-    results: StrPath | Sequence[StrPath] | Mapping[str, StrPath | Detections],
+    results: StrPath | Sequence[StrPath] | Mapping[str, Any],
     output: StrPath,
     *,
     seen: StrPath | Sequence[str],
@@ -98,6 +101,7 @@ def compare(
     num_images: int = 50,
     samples: int = 1000,
     seed: int = 0,
+    costs: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Comparison:
     """
     Compare detectors by the objects that they find, and write a page that shows it, `index.html`,
@@ -106,7 +110,8 @@ def compare(
     Args:
         gt: ground truth in COCO format, with `area`.
         results: files in COCO's results format, which are named by what their paths differ in; or,
-            by name, files or what `read_results` returned.
+            by name, files or what `read_results` returned. A list of these under one name are
+            several runs of one recipe: one row, of their means.
         output: a folder.
         seen: the seen categories, see :func:`oln_d2.data.splits.seen_names`; an empty list if none
             is.
@@ -116,6 +121,8 @@ def compare(
         num_images: how many images are shown, those where the detectors differ most first.
         samples: how often the images are drawn anew for the intervals.
         seed: starts these draws.
+        costs: what is known of detectors, by their names: "parameters", and "milliseconds" of an
+            image.
 
     Raises:
         InputError: a setting or ground truth that cannot be used, or no results file that can. Of
@@ -129,44 +136,54 @@ def compare(
         samples=(samples, POSITIVE_INT),
         seed=(seed, SEED),
     )
+    costs = costs or {}
     if isinstance(results, (str, os.PathLike)):
         results = [results]
     if not 1 <= len(results) <= MOST_FILES:
         raise InputError(f"{len(results)} results files are given; compare 1 to {MOST_FILES}")
     content = load_coco(gt)
-    truth = GroundTruth(content, seen, gt)
+    truth = GroundTruth(content, seen, gt, keep=False)
     if truth.crowd.all():
         raise InputError(f"{gt}: holds no object to be found, so nothing can be compared")
     entries = {image["id"]: image for image in content["images"]}
     paths = None
     if images is not None:
         paths = find_images(images, content["images"], gt, all_of_them=False)
+    del content  # large
     make_folder(output)
     with lock_folder(output):
         group = "all" if (truth.seen | truth.crowd).all() else "unseen"
         draws = draw_images(len(truth.image_ids), samples, seed)
-        named, failures = _name(results)
-        detectors: list[Detector] = []
+        named: dict[str, Any]
+        if isinstance(results, Mapping):
+            named, failures = dict(results), []
+        else:
+            named, failures = name_files(results)
         best: dict[str, Detections] = {}
-        for name, source in named.items():
-            try:
-                if not isinstance(source, Detections):
-                    source = read_results(source, truth, masks=iou_type == "mask")
-                detectors.append(
-                    measure_detector(name, truth, source, draws, group, protocol, iou_type)
-                )
-            except InputError as error:
-                failures.append(str(error))
-                continue
-            best[name] = _best(truth, source)
-        if not detectors:
+        runs: dict[str, list[Detector]] = {}
+        for name, sources in named.items():
+            for source in sources if isinstance(sources, list) else [sources]:
+                try:
+                    one, shown = measure_detector(
+                        name, truth, source, draws, group, protocol, iou_type, best=PICTURE_K
+                    )
+                except InputError as error:
+                    failures.append(str(error))
+                    continue
+                runs.setdefault(name, []).append(one)
+                best.setdefault(name, shown)
+        if not runs:
             raise InputError(failures[-1])
+        detectors = [average(own) for own in runs.values()]
         k = main_budget(detectors)
         detectors.sort(key=lambda detector: -detector.estimate(group, k).value)
         comparison = Comparison(
             group,
             k,
-            rows=[_row(detector, group, k) for detector in detectors],
+            rows=[
+                _row(detector, runs[detector.name], group, k, dict(costs.get(detector.name, {})))
+                for detector in detectors
+            ],
             differences=_differences(detectors, group, k),
             images=_most_different(truth, detectors, group, min(k, PICTURE_K), entries, num_images),
             failures=failures,
@@ -178,7 +195,8 @@ def compare(
             options = {"seen": seen if isinstance(seen, (str, os.PathLike)) else ",".join(seen)}
         options |= {"output": output, "protocol": protocol, "iou": iou_type, "images": images}
         options |= {"num-images": num_images, "bootstrap": samples, "seed": seed}
-        command = ["oln-d2", "compare", gt, *(row.file for row in comparison.rows)]
+        files = [file for row in comparison.rows for file in row.files]
+        command = ["oln-d2", "compare", gt, *files]
         for option, value in options.items():
             command += [f"--{option}", value] if value is not None else []
         made_by = {
@@ -222,10 +240,13 @@ def compare(
     return comparison
 
 
-def _name(results):
-    """Results by name, files by the ends of their paths that differ; and what is left out."""
-    if isinstance(results, Mapping):
-        return dict(results), []
+def name_files(
+    results: Sequence[StrPath],
+) -> tuple[dict[str, Any], list[str]]:
+    """
+    Returns:
+        files by the ends of their paths that differ; and a sentence for each that is given twice.
+    """
     files: dict[str, StrPath] = {}
     failures = []
     for path in results:
@@ -233,27 +254,34 @@ def _name(results):
             failures.append(f"{path}: is given twice; it is shown once")
         files[os.path.realpath(path)] = path
     parts = [PurePath(os.path.splitext(path)[0]).parts for path in files]
-    lengths = range(1, max(map(len, parts)) + 1)
+    lengths = range(1, max(map(len, parts), default=1) + 1)
     choices = [["/".join(part[-length:]) for part in parts] for length in lengths]
     choices.append([str(path) for path in files.values()])  # they differ in their endings
     names = next(choice for choice in choices if len(set(choice)) == len(files))
     return dict(zip(names, files.values())), failures
 
 
-def _row(detector, group, k):
+def _row(detector, runs, group, k, cost):
+    ks = [k for k in KS if k <= max(detector.longest, KS[0])]
+    spread = {}
+    if len(runs) > 1:
+        values = [{g: {k: run.estimate(g, k).value for k in ks} for g in GROUPS} for run in runs]
+        spread = {
+            g: {k: (min(v[g][k] for v in values), max(v[g][k] for v in values)) for k in ks}
+            for g in GROUPS
+        }
     return Row(
         detector.name,
-        detector.source,
+        [run.source for run in runs],
         detector.num_detections,
         detector.longest,
-        ar={
-            g: {k: detector.estimate(g, k) for k in KS if k <= max(detector.longest, KS[0])}
-            for g in GROUPS
-        },
+        ar={g: {k: detector.estimate(g, k) for k in ks} for g in GROUPS},
         by_size={area: detector.estimate(group, k, area) for area in AREA_SUFFIXES},
         by_category={c: numbers[f"AR@{k}"] for c, numbers in detector.per_category.items()},
         found=int(detector.found[GROUPS.index(group), KS.index(k)].sum()),
         warnings=detector.warnings,
+        spread=spread,
+        cost=cost,
     )
 
 
@@ -289,21 +317,12 @@ def _most_different(gt, detectors, group, k, entries, number):
     ]
 
 
-def _best(gt, detections):
-    """The best detections of each image, ascending by its id: all that pictures need."""
-    image = gt.index_images(detections.image_ids)
-    order = np.lexsort((-detections.scores, image))
-    starts = np.searchsorted(image[order], np.arange(len(gt.image_ids)))
-    return detections.select(order[np.arange(len(order)) - starts[image[order]] < PICTURE_K])
-
-
 def _items(comparison, gt, best, entries, paths):
     """The images to be shown; where one is missing its objects and boxes are on blank ground."""
     for row in comparison.images:
         index = int(gt.index_images([row.id])[0])
         objects = Objects.of(gt, index)
         image: Image.Image | None = None
-        scale = 1.0
         if paths is not None:
             try:
                 if row.id not in paths:
@@ -317,17 +336,20 @@ def _items(comparison, gt, best, entries, paths):
         if image is None:
             sides = gt.image_sizes[index]
             sides = objects.boxes.max(0)[3:1:-1] if np.isnan(sides).any() else sides
-            scale = min(1.0, MOST_PIXELS / max(*sides, 1))
-            height, width = np.ceil(scale * sides).clip(1).astype(int).tolist()
+            height, width = np.ceil(sides).clip(1).tolist()
+            if max(height, width) > MOST_PIXELS:
+                comparison.failures.append(
+                    f"{row.file_name}: is {width:.0f} x {height:.0f} px in {gt.source}, too large "
+                    "to be shown without its photograph"
+                )
+                continue
+            height, width = int(height), int(width)
             image = Image.new("RGB", (width, height), "#555")
-            objects = objects._replace(boxes=scale * objects.boxes)
         found = []
         for each in comparison.rows:
             detections = best[each.name]
             own = slice(*np.searchsorted(detections.image_ids, [row.id, row.id + 1]))
-            detections = detections.select(own)
-            detections = detections._replace(boxes=scale * detections.boxes)
-            found.append(detections.to_proposals((height, width), row.file_name))
+            found.append(detections.select(own).to_proposals((height, width), row.file_name))
         yield Item(row.file_name, image, found, objects)
 
 

@@ -204,7 +204,7 @@ class Frame(NamedTuple):
     """An image, or a page or frame of a file of several."""
 
     name: str  # the source's; "video.mp4/000120.jpg" for its frame number 120
-    image: Image.Image | InputError  # RGB; or why there is none
+    image: Any  # RGB; or an InputError, why there is none
     as_stored: bool = False  # not turned as EXIF says, since its annotations are not either
 
 

@@ -1,117 +1,171 @@
 """What was proposed so far, one line an image: a run that was stopped goes on from it."""
 
+import functools
 import json
 import os
 import re
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from oln_d2.checks import InputError
 from oln_d2.data.rle import wrong_rle
 from oln_d2.files import lock_folder
+from oln_d2.propose.shards import Shard
 from oln_d2.propose.writers import FILES
 from oln_d2.results import Proposals
 from oln_d2.scores import SCORES
 
-FRAME = re.compile(r"/\d+\.jpg")  # the end of a name
 Stamp = list[int] | None  # differs where a file may differ; None where there is no file
+NAME = re.compile(r"journal(-\d+-of-\d+)?\.jsonl")
+OPEN_FILES = 200  # of other processes, that are kept open
 
 
 class Place(NamedTuple):
     """What is kept in memory of an entry."""
 
     stamp: Stamp
+    path: str  # the file that it is in
     offset: int
     size: tuple[int, int]  # height and width of an image
     as_stored: bool  # not turned as EXIF says
     frames: list[str] | None  # names of those of a video or of another file of several
 
 
+class _Entry(msgspec.Struct):
+    """What is looked at of a line when a run begins."""
+
+    name: str | None = None
+    stamp: Stamp = None
+    height: int = 0
+    width: int = 0
+    as_stored: bool = False
+    frames: list[str] | None = None
+    finished: str | None = None
+
+
+def _broken(path: str, offset: int) -> InputError:
+    return InputError(
+        f"{path}: the line at byte {offset} is broken; remove the file to start again"
+    )
+
+
+def _open(path: str) -> IO[bytes]:
+    return open(path, "rb")
+
+
 class Journal:
     """
-    A file to which entries are appended as they come.
+    The entries of all runs in a folder: `journal.jsonl` and, of processes that share the images,
+    `journal-2-of-8.jsonl` and so on. Each process appends to its own file as entries come.
 
     Args:
-        path: begun if it is not there; its folder is locked.
-        settings: what the proposals depend on; those in the file have to be the same.
+        folder: what has no journal yet gets one; locked, for a shard together with others.
+        settings: what the proposals depend on; those in all files have to be the same.
+        shard: this process's; None: it is the only one.
 
     Raises:
-        InputError: the file is of other settings or cannot be used, another process has its
-            folder, or that holds results of something else.
+        InputError: a file is of other settings or cannot be used, another process has the folder or
+            the shard, or the folder holds results of something else.
     """
 
-    def __init__(self, path: str, settings: dict[str, Any]):
-        self.path = path
+    def __init__(self, folder: str, settings: dict[str, Any], shard: Shard | None = None):
+        self.folder, self.settings = folder, settings
+        self.path = self._path(shard)
         self.places: dict[str, Place] = {}  # by name, whose last entry counts
-        folder = os.path.dirname(path)
+        self._finished: dict[str, str] = {}  # by path
+        self._ends: dict[str, int] = {}  # by path: where the last whole line read ends
         files = {os.path.join(folder, name) for names in FILES.values() for name in names}
-        for file in sorted(files):
-            if os.path.exists(file) and not os.path.exists(path):
-                raise InputError(
-                    f"{file}: is there, but no {os.path.basename(path)} of the run that wrote it; "
-                    "choose another --output, or remove it"
-                )
-        self.lock = lock_folder(folder)  # lasts as long as the journal
+        for file in sorted(filter(os.path.exists, files)) if not self._paths() else ():
+            raise InputError(
+                f"{file}: is there, but no {os.path.basename(self.path)} of the run that wrote it; "
+                "choose another --output, or remove it"
+            )
+        self.locks = self._lock(shard)  # last as long as the journal
         try:
-            self.file = open(path, "a+b")  # noqa: SIM115  to be added to
+            self.file = open(self.path, "a+b")  # noqa: SIM115  to be added to
         except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-        end = self._scan(settings)
-        self.file.truncate(end)  # the part of a line that a killed run left
+            raise InputError(f"{self.path}: cannot be written ({error.strerror})") from None
+        self.refresh()
+        end = self._ends[self.path]
+        if end < os.fstat(self.file.fileno()).st_size:
+            self.file.truncate(end)  # the part of a line that a killed run left
         if end == 0:
             self._write(settings)
+        self._read = functools.lru_cache(OPEN_FILES)(_open)
 
-    def _scan(self, settings):
+    def _path(self, shard):
+        of = f"-{shard.number}-of-{shard.total}" if shard else ""
+        return os.path.join(self.folder, f"journal{of}.jsonl")
+
+    def _paths(self):
+        """The files that there are, the one that was last written to last."""
+        paths = [os.path.join(self.folder, name) for name in os.listdir(self.folder)]
+        paths = [path for path in paths if NAME.fullmatch(os.path.basename(path))]
+        return sorted(paths, key=lambda path: (os.stat(path).st_mtime_ns, path))
+
+    def _lock(self, shard):
+        """Shards exclude who has all of the folder, and are excluded by it."""
+        if shard is None:
+            others = [name for name in os.listdir(self.folder) if name.startswith(".lock-")]
+            return [lock_folder(self.folder, name) for name in (".lock", *sorted(others))]
+        own = lock_folder(self.folder, f".lock-{shard.number}-of-{shard.total}")
+        lock_folder(self.folder, shared=True).close()
+        return [own]
+
+    def refresh(self) -> None:
+        """Read what was added to the files since. Raises InputError as the constructor."""
+        for path in self._paths():
+            with open(path, "rb") as f:
+                self._ends[path] = self._scan(f, path, self._ends.get(path, 0))
+
+    def _scan(self, file: IO[bytes], path: str, offset: int) -> int:
         """Returns where the last whole line ends."""
-        offset = 0
-        self.file.seek(0)
-        for line in self.file:
+        decode = msgspec.json.Decoder(_Entry).decode
+        file.seek(offset)
+        for line in file:
             if not line.endswith(b"\n"):
-                break
+                break  # cut off, or still being written
             try:
-                entry = json.loads(line)
-                if not isinstance(entry, dict):
-                    raise ValueError("no object")
-                if offset:
-                    self._keep(entry, offset)
-            except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
-                raise self._broken(offset) from None
-            if offset == 0:
-                self._compare(entry, settings)
+                if offset == 0:
+                    self._compare(json.loads(line), path)
+                else:
+                    self._keep(decode(line), path, offset)
+            except (RecursionError, ValueError) as error:
+                if isinstance(error, InputError):
+                    raise
+                raise _broken(path, offset) from None
             offset += len(line)
         return offset
 
-    def _broken(self, offset):
-        return InputError(
-            f"{self.path}: the line at byte {offset} is broken; remove the file to start again"
-        )
+    def _keep(self, entry: _Entry, path: str, offset: int) -> None:
+        if entry.finished is not None:
+            self._finished[path] = entry.finished
+        if entry.name is not None:
+            size = entry.height, entry.width
+            self.places[entry.name] = Place(
+                entry.stamp, path, offset, size, entry.as_stored, entry.frames
+            )
 
-    def _keep(self, entry, offset):
-        name, stamp, frames = entry["name"], entry["stamp"], entry.get("frames")
-        size = entry.get("height", 0), entry.get("width", 0)
-        fits = isinstance(name, str) and all(type(n) is int for n in (*(stamp or ()), *size))
-        # Files are written by the names of frames, so these are not to lead elsewhere.
-        if not fits or not all(FRAME.fullmatch(frame.removeprefix(name)) for frame in frames or ()):
-            raise ValueError("no entry of a journal")
-        self.places[name] = Place(stamp, offset, size, bool(entry.get("as_stored")), frames)
-
-    def _compare(self, known, settings):
-        for name, value in settings.items():
+    def _compare(self, known, path):
+        for name, value in self.settings.items():
             if known.get(name) != value:
                 what = {
                     "model": "of another model",
                     "root": f"for images in {known.get(name)}, not in {value},",
                 }.get(name, f"with {name} {known.get(name)}")
                 raise InputError(
-                    f"{self.path}: proposals {what} are in this folder; choose another --output, "
-                    "or remove it"
+                    f"{path}: proposals {what} are in this folder; choose another --output, or "
+                    "remove it"
                 )
 
-    def _write(self, entry):
+    def _write(self, entry, sync=False):
         try:
             self.file.write(json.dumps(entry).encode() + b"\n")
             self.file.flush()
+            if sync:
+                os.fsync(self.file.fileno())
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot be written ({error.strerror}); what is done stays, run the "
@@ -133,12 +187,27 @@ class Journal:
         place = self.places.get(name)
         return place.frames if place is not None and place.stamp == stamp else None
 
+    def finish(self, what: str) -> None:
+        """
+        Note that this process has done its share, of which `what` is the digest, where that other
+        machines see it. Raises InputError if it cannot be written.
+        """
+        if self._finished.get(self.path) != what:
+            self._add({"finished": what}, sync=True)
+
+    def finished(self, shard: Shard) -> str | None:
+        """The digest of the last share that this shard's process has done."""
+        return self._finished.get(self._path(shard))
+
     def add(self, name: str, stamp: Stamp, content: dict[str, Any]) -> None:
         """Append an entry of plain values. Raises InputError if it cannot be written."""
+        self._add({"name": name, "stamp": stamp, **content})
+
+    def _add(self, entry, sync=False):
         offset = os.fstat(self.file.fileno()).st_size
-        entry = {"name": name, "stamp": stamp, **content}
-        self._write(entry)
-        self._keep(entry, offset)
+        self._write(entry, sync)
+        self._keep(msgspec.convert(entry, _Entry), self.path, offset)
+        self._ends[self.path] = os.fstat(self.file.fileno()).st_size
 
     def add_proposals(self, stamp: Stamp, found: Proposals, as_stored: bool) -> None:
         """Append an image's. Raises InputError if it cannot be written."""
@@ -158,9 +227,10 @@ class Journal:
     def read_proposals(self, name: str) -> Proposals:
         """The last of the image of this name, without the image."""
         place = self.places[name]
-        self.file.seek(place.offset)
-        entry = json.loads(self.file.readline())
+        file = self._read(place.path)
+        file.seek(place.offset)
         try:
+            entry = json.loads(file.readline())
             found = Proposals(
                 entry["boxes"],
                 entry["scores"],
@@ -174,5 +244,5 @@ class Journal:
             if found.masks is not None and wrong_rle(found.masks.rles) is not None:
                 raise ValueError("no mask")
         except (AttributeError, LookupError, TypeError, ValueError):
-            raise self._broken(place.offset) from None
+            raise _broken(place.path, place.offset) from None
         return found

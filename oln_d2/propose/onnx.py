@@ -5,8 +5,11 @@ import os
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
+
+# Else it reports to its maker what it runs, and keeps a number for that in the home folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 from oln_d2.checks import POSITIVE_INT, InputError, check_limits
 from oln_d2.files import StrPath, file_digest
@@ -56,6 +59,8 @@ class OnnxProposer(Proposer):
         options.log_severity_level = 3  # errors only
         threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # "4,2": by level
         options.intra_op_num_threads = int(threads) if threads.isdecimal() else 0  # 0: all
+        # Threads that wait busily take the time of the one that reads the next images.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = onnxruntime.InferenceSession(
                 path, options, providers=[PROVIDERS[device]]
@@ -83,11 +88,9 @@ class OnnxProposer(Proposer):
                 f"{path}: was written by a later version, in its format {form}, and this one reads "
                 f"up to {FORMAT}; update oln_d2"
             )
-        if form == 1 and limits:
-            raise InputError(
-                f"{path}: was written by version 0.1, whose files have no {' and '.join(limits)}; "
-                "export the checkpoint again"
-            )
+        self.path, self.form = path, form
+        if limits:
+            self._require_limits(*limits)
         names = INPUTS[1:] if form > 1 else ()
         numbers = [settings.get(n) for n in ("min_size", "max_size", "max_detections", *names)]
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
@@ -105,6 +108,19 @@ class OnnxProposer(Proposer):
         self.min_size, self.max_size = settings["min_size"], settings["max_size"]
         self.max_detections = settings["max_detections"]
         self.limits = {name: np.array(settings[name], np.int64) for name in names}
+
+    def _require_limits(self, *names):
+        if self.form == 1:
+            raise InputError(
+                f"{self.path}: was written by version 0.1, whose files have no "
+                f"{' and '.join(names)}; export the checkpoint again"
+            )
+
+    def keep_proposals(self, number: int) -> None:
+        """See :meth:`Proposer.limit_proposals`."""
+        self._require_limits("max_proposals")
+        kept = min(int(self.limits["max_proposals"]), number)
+        self.limits["max_proposals"] = np.array(kept, np.int64)
 
     def detect(
         self, pixels: list[NDArray[np.uint8]], sizes: list[tuple[int, int]]

@@ -15,20 +15,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oln_d2.boxes import nms
-from oln_d2.checks import FRACTION, POSITIVE_INT, Limit, check_limits
+from oln_d2.checks import FRACTION, POSITIVE_INT, InputError, Limit, check_limits
 from oln_d2.data.images import resized_shape, to_image
 from oln_d2.drawing import FOLD_IOU
 from oln_d2.propose.inputs import find_sources, read_frames
 from oln_d2.propose.tiles import Tile, make_tiles, merge
 from oln_d2.results import Proposals
 
+WAITING = 4  # batches of images that wait for others of their size
+
 
 class Photo(NamedTuple):
-    """An image to propose on."""
+    """An image as the model sees it."""
 
-    image: Image.Image  # RGB
-    name: str = ""
-    path: str | None = None  # the file that it can be read from again
+    name: str
+    size: tuple[int, int]  # height and width of the image
+    shape: tuple[int, int]  # see :meth:`Proposer.input_shape`
+    parts: list[tuple[Tile, NDArray[np.uint8]]]  # the whole and its tiles, (H', W', 3), RGB
+    image: Image.Image | str | None  # for the results to show
 
 
 class Proposer(ABC):
@@ -47,7 +51,7 @@ class Proposer(ABC):
         likely_score (float): see :class:`Proposals`.
         copy_factor (float): in [0, 1]; of the score of a box that overlaps a better one by an IoU
             above `FOLD_IOU`, so that it comes later. 1: they stay where they are.
-        overrides (dict): what :meth:`look_closer` was given.
+        overrides (dict): what :meth:`look_closer` and :meth:`limit_proposals` were given.
     """
 
     identity: str
@@ -57,7 +61,7 @@ class Proposer(ABC):
     size_divisor: int = 1
     likely_score: float = 0.0
     copy_factor: float = 1.0
-    overrides: Mapping[str, int | None] = {"min_size": None, "tiles": None}
+    overrides: Mapping[str, int | None] = {"min_size": None, "tiles": None, "max_proposals": None}
 
     def look_closer(self, min_size: int | None = None, tiles: int | None = None) -> None:
         """
@@ -73,11 +77,33 @@ class Proposer(ABC):
         """
         limit = Limit(lambda value: value >= 32, "32 or more")
         check_limits(min_size=(min_size, limit), tiles=(tiles, limit))
-        self.overrides = {"min_size": min_size, "tiles": tiles}
+        self.overrides = {**self.overrides, "min_size": min_size, "tiles": tiles}
         if min_size is not None:
             if self.min_size is not None:
                 self.max_size = round(self.max_size * min_size / self.min_size)
             self.min_size = min_size
+
+    def limit_proposals(self, number: int | None = None) -> None:
+        """
+        Take less time and find a little less.
+
+        Args:
+            number: at most so many proposals of an image, the best, go through the second stage;
+                None: as the model was built.
+
+        Raises:
+            InputError: a number below 1, or a model that takes none.
+        """
+        check_limits(max_proposals=(number, POSITIVE_INT))
+        if number is not None:
+            self.keep_proposals(number)
+        self.overrides = {**self.overrides, "max_proposals": number}
+
+    def keep_proposals(self, number: int) -> None:
+        """What :meth:`limit_proposals` does to the model."""
+        raise InputError(
+            f"max_proposals is {number}, but this model has no two stages; leave it out"
+        )
 
     @abstractmethod
     def detect(
@@ -130,8 +156,9 @@ class Proposer(ABC):
 
     def _propose(self, images, top_k, score, nms, batch_size, every):
         batch: list[Photo] = []
-        for photo in _photos(images, every):
-            if batch and self.input_shape(batch[0].image) != self.input_shape(photo.image):
+        for image, name, path in _images(images, every):
+            photo = self.prepare(image, name, path or image)
+            if batch and batch[0].shape != photo.shape:
                 yield from self.propose(batch, top_k, score, nms)
                 batch = []
             batch.append(photo)
@@ -140,26 +167,45 @@ class Proposer(ABC):
                 batch = []
         yield from self.propose(batch, top_k, score, nms)
 
+    def prepare(
+        self, image: Image.Image, name: str = "", shown: Image.Image | str | None = None
+    ) -> Photo:
+        """
+        Args:
+            image: RGB.
+            name: of the results.
+            shown: what the results show: the image, or a file that it can be read from again.
+        """
+        width, height = image.size
+        parts = []
+        for tile in make_tiles(width, height, self.overrides["tiles"]):
+            part = image.crop((tile.x, tile.y, tile.x + tile.width, tile.y + tile.height))
+            resized = self._resized_shape(part.height, part.width)
+            pixels = np.array(part.resize(resized[::-1], Image.Resampling.BILINEAR))
+            parts.append((tile, pixels))
+        return Photo(name, (height, width), self.input_shape(image), parts, shown)
+
     def propose(
         self, photos: list[Photo], top_k: int, score: float, nms: float | None
     ) -> list[Proposals]:
-        """The proposals for a batch of images of the same `input_shape`; see :meth:`__call__`."""
+        """The proposals for a batch of images of the same `shape`; see :meth:`__call__`."""
         found: list[list[tuple[Tile, dict[str, Any]]]] = [[] for _ in photos]
-        waiting: dict[tuple[int, int], list[tuple[int, Tile, Image.Image]]] = {}
-        for number, (image, *_) in enumerate(photos):
-            for tile in make_tiles(image.width, image.height, self.overrides["tiles"]):
-                part = image.crop((tile.x, tile.y, tile.x + tile.width, tile.y + tile.height))
-                waiting.setdefault(self.input_shape(part), []).append((number, tile, part))
+        waiting: dict[tuple[int, int], list[tuple[int, Tile, NDArray[np.uint8]]]] = {}
+        for number, photo in enumerate(photos):
+            for tile, pixels in photo.parts:
+                shape = self._padded(*pixels.shape[:2])
+                waiting.setdefault(shape, []).append((number, tile, pixels))
         for group in waiting.values():
             for begin in range(0, len(group), len(photos)):
-                numbers, tiles, parts = zip(*group[begin : begin + len(photos)], strict=True)
+                numbers, tiles, images = zip(*group[begin : begin + len(photos)], strict=True)
+                sizes = [(tile.height, tile.width) for tile in tiles]
                 for number, tile, fields in zip(
-                    numbers, tiles, self._detect_resized(parts), strict=True
+                    numbers, tiles, self.detect(list(images), sizes), strict=True
                 ):
                     found[number].append((tile, fields))
         ret = []
         for photo, parts_of in zip(photos, found, strict=True):
-            width, height = photo.image.size
+            height, width = photo.size
             fields = parts_of[0][1]
             if len(parts_of) > 1:
                 fields = merge(parts_of, width, height, self.max_detections)
@@ -167,9 +213,9 @@ class Proposer(ABC):
                 fields = {**fields, "scores": self._without_copies(fields)}
             own = Proposals(
                 **fields,
-                size=(height, width),
+                size=photo.size,
                 name=photo.name,
-                image=photo.path or photo.image,
+                image=photo.image,
                 likely_score=self.likely_score,
             )
             own = own[own.scores > score]
@@ -183,29 +229,48 @@ class Proposer(ABC):
         factors[order[nms(boxes[order], FOLD_IOU)]] = 1
         return scores * factors
 
-    def _detect_resized(self, images):
-        pixels, sizes = [], []
-        for image in images:
-            height, width = self._resized_shape(image)
-            resized = image.resize((width, height), Image.Resampling.BILINEAR)
-            pixels.append(np.array(resized))
-            sizes.append((image.height, image.width))
-        return self.detect(pixels, sizes)
-
     def input_shape(self, image: Image.Image) -> tuple[int, int]:
         """
         Height and width of what the model sees of an image, padding included. Only images of the
         same make a batch: more padding would change features near the border.
         """
-        height, width = (
-            -(-side // self.size_divisor) * self.size_divisor for side in self._resized_shape(image)
-        )
-        return height, width
+        return self._padded(*self._resized_shape(image.height, image.width))
 
-    def _resized_shape(self, image):
+    def _padded(self, height, width):
+        divisor = self.size_divisor
+        return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+    def _resized_shape(self, height, width):
         if self.min_size is None:
-            return image.height, image.width
-        return resized_shape(image.height, image.width, self.min_size, self.max_size)
+            return height, width
+        return resized_shape(height, width, self.min_size, self.max_size)
+
+
+class Batches:
+    """
+    Makes batches of images that come in any order of sizes: those that are not full wait.
+
+    Args:
+        batch_size: how many images a batch, of one shape, has at most.
+    """
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._waiting: dict[tuple[int, int], list[tuple[Any, ...]]] = {}
+
+    def add(self, photo: Photo, *more: Any) -> Iterator[list[tuple[Any, ...]]]:
+        """Yields the batch, each image with what came with it, that is full or has to go."""
+        waiting = self._waiting.setdefault(photo.shape, [])
+        waiting.append((photo, *more))
+        if len(waiting) == self._batch_size:
+            yield self._waiting.pop(photo.shape)
+        elif sum(map(len, self._waiting.values())) >= WAITING * self._batch_size:
+            yield self._waiting.pop(max(self._waiting, key=lambda s: len(self._waiting[s])))
+
+    def rest(self) -> Iterator[list[tuple[Any, ...]]]:
+        """Yields the batches that wait."""
+        while self._waiting:
+            yield self._waiting.pop(next(iter(self._waiting)))
 
 
 def check_selection(
@@ -221,14 +286,15 @@ def check_selection(
     )
 
 
-def _photos(images: Iterable[Any], every: int) -> Iterator[Photo]:
+def _images(images: Iterable[Any], every: int) -> Iterator[tuple[Image.Image, str, str | None]]:
+    """Images, RGB, their names, and the files that they can be read from again, if any."""
     for image in images:
         if not isinstance(image, (str, os.PathLike)):
-            yield Photo(to_image(image))
+            yield to_image(image), "", None
             continue
         _, sources = find_sources([os.fspath(image)])
         for source in sources:
             for name, frame, _ in read_frames(source, every):
                 if isinstance(frame, Exception):
                     raise frame
-                yield Photo(frame, name, source.path if name == source.name else None)
+                yield frame, name, source.path if name == source.name else None

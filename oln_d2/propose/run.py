@@ -1,5 +1,7 @@
 """Proposals for many images, written to files; a run that was stopped goes on."""
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,27 +15,31 @@ from oln_d2.data.coco import load_coco
 from oln_d2.data.lookup import image_name, image_size, match_images, some
 from oln_d2.drawing import TOP, list_shortened, picture_path, save_picture
 from oln_d2.drawing import contact_sheet as make_contact_sheet
-from oln_d2.files import StrPath, check_output, make_folder, write_file
+from oln_d2.files import InUseError, StrPath, check_output, lock_folder, make_folder, write_file
 from oln_d2.pages import Item, write_page
-from oln_d2.propose.inputs import find_sources, read_frames
+from oln_d2.propose.ahead import ahead
+from oln_d2.propose.inputs import Frame, find_sources, read_frames
 from oln_d2.propose.journal import Journal, Stamp
-from oln_d2.propose.proposer import Photo, Proposer, check_selection
+from oln_d2.propose.proposer import WAITING, Batches, Proposer, check_selection
+from oln_d2.propose.shards import Shard
 from oln_d2.propose.writers import FILES, WRITERS, Target, label_name
 
-WAITING = 4  # batches of images that wait for others of their size
 ON_A_SHEET = 60
 
 
 class Proposed(NamedTuple):
     """What :func:`propose_files` did."""
 
-    names: list[str]  # images and frames that are in the files, relative to `root`
+    names: list[str]  # images and frames that are done, relative to `root`
     new: int  # how many of them were not done before
     root: str  # the folder that all inputs are in
     failures: list[str]  # why an input could not be read, a sentence each
     unknown: list[str]  # paths of images that the ground truth does not have, so left out
     absent: list[str]  # names of images of the ground truth that are not among the inputs
     as_stored: list[str]  # names of images that EXIF turns, but their annotations do not
+    # Whether this process wrote the files, of all images. If not, all above is of its shard.
+    written: bool
+    waiting: list[int]  # numbers of the shards that have to be done before
 
 
 def propose_files(
@@ -52,10 +58,12 @@ def propose_files(
     draw_top: int = TOP,
     contact_sheet: bool = False,
     html: bool = False,
+    shard: tuple[int, int] | None = None,
 ) -> Proposed:
     """
     Propose on images and write the results to files. The same call again skips what is done, goes
-    on where it was stopped, and does new and changed images.
+    on where it was stopped, and does new and changed images. Several processes, also of several
+    machines, can share the images; the last of them writes the results.
 
     Args:
         proposer: see :func:`oln_d2.load`.
@@ -71,11 +79,15 @@ def propose_files(
         draw_top: how many are drawn.
         contact_sheet: pictures, and sheets of 60 of them each.
         html: also write a page to look through, `index.html`.
+        shard: do the first of these numbers, from 1, of so many shares of the images, (2, 8). Give
+            all processes the same other arguments, and the same files at the same paths. None: do
+            all, or what shares left that were given up.
 
     Raises:
         InputError: arguments or files that cannot be used, before any work is lost. Images that
             cannot be read stop nothing: see `failures`.
     """
+    own = Shard(*shard).check() if shard is not None else None
     check_selection(top_k, score, nms, batch_size, every)
     check_limits(draw_top=(draw_top, POSITIVE_INT), format=(format, one_of(*WRITERS)))
     if gt is not None and format in ("csv", "yolo"):
@@ -95,22 +107,70 @@ def propose_files(
     if gt is not None:
         for file in FILES[format]:
             check_output(os.path.join(output, file), [gt])
-    journal = Journal(os.path.join(output, "journal.jsonl"), settings)
+    journal = Journal(output, settings, own)
     run = _Run(proposer, journal, output, (top_k, score, nms), batch_size, every, known)
+    draws = draw or contact_sheet
+    lock = None
+    if own is not None:
+        waiting = _do_share(run, own, sources, draw_top if draws else None)
+        lock = None if waiting else _lock_results(output)
+        if lock is None:
+            return _summary(run, root, written=False, waiting=waiting)
     run.go_through(sources)
-    names = [name for own in run.done.values() for name in own]
+    names = run.names()
     ids = {name: known.ids[name] if known else i for i, name in enumerate(names, 1)}
     proposals = (journal.read_proposals(name) for name in names)
     WRITERS[format](Target(output, ids, gt, root, proposer.identity), proposals)
-    if names and (draw or contact_sheet):
-        _draw(run, draw_top, contact_sheet)
+    if names and draws:
+        paths = _draw(run, draw_top)
+        if contact_sheet:
+            _write_sheets(output, paths)
     if names and html:
         write_page(output, _items(run), number=draw_top, score=proposer.likely_score)
     failures = "".join(f"{failure}\n" for failure in run.failures)
     write_file(os.path.join(output, "unreadable.txt"), failures)
-    as_stored = [name for name in names if journal.places[name].as_stored]
+    return _summary(run, root)
+
+
+def _summary(run, root, written=True, waiting=()):
+    names, known = run.names(), run.known
+    as_stored = [name for name in names if run.journal.places[name].as_stored]
     unknown, absent = (known.unknown, known.absent) if known else ([], [])
-    return Proposed(names, run.new, root, run.failures, unknown, absent, as_stored)
+    return Proposed(
+        names, run.new, root, run.failures, unknown, absent, as_stored, written, list(waiting)
+    )
+
+
+def _do_share(run, own, sources, draw_top):
+    """
+    Does what is this process's, with pictures unless `draw_top` is None. Returns the numbers of the
+    shards that are not done yet.
+    """
+    run.go_through(own.of(sources), f"proposing {own}")
+    if draw_top is not None:
+        _draw(run, draw_top)
+    run.journal.finish(_digest(own.of(sources)))
+    run.journal.refresh()  # only now: of two that finish at once, one at least sees both
+    shards = [Shard(number, own.total) for number in range(1, own.total + 1)]
+    # Most processes need not look at the files of others.
+    waiting = [shard for shard in shards if run.journal.finished(shard) is None] or [
+        shard for shard in shards if run.journal.finished(shard) != _digest(shard.of(sources))
+    ]
+    return [shard.number for shard in waiting]
+
+
+def _digest(sources):
+    """Differs where the sources, or what is in their files, may."""
+    stamps = [(source.name, _stamp(source.path)) for source in sources]
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+
+
+def _lock_results(output):
+    """None where another process, which has found all shards done as well, writes the results."""
+    try:
+        return lock_folder(output, ".lock-results")
+    except InUseError:
+        return None
 
 
 def _check_labels(sources):
@@ -175,27 +235,36 @@ class _Run:
     Proposes on what is not in the journal.
 
     Attributes:
-        done (dict[Source, list[str]]): the names of the frames of each; none where it cannot be
-            read.
+        done (dict[Source, list[str]]): the names of the frames of each of those last gone through;
+            none where it cannot be read.
         new (int): how many were not in the journal.
-        failures (list[str]): what went wrong.
+        failures (list[str]): what went wrong with those.
     """
 
     def __init__(self, proposer, journal, output, selection, batch_size, every, known):
         self.proposer, self.journal, self.output = proposer, journal, output
-        self.selection, self.batch_size, self.every = selection, batch_size, every
+        self.selection, self.every = selection, every
         self.known = known  # a _Known; None without ground truth
-        self.done, self.new, self.failures = {}, 0, []
-        # By the size that the model sees: photos, their files' stamps, whether they are as stored.
-        self.waiting = {}
+        self.new = 0
+        self.broken = False  # the source that is read, in part or as a whole
+        self.batch_size = batch_size
+        # Photos, their files' stamps, whether they are as stored.
+        self.batches = Batches(batch_size)
 
-    def go_through(self, sources):
-        with tqdm(desc="proposing", unit="image", disable=None) as self.progress:
+    def go_through(self, sources, what="proposing"):
+        self.done, self.failures = {}, []
+        with tqdm(desc=what, unit="image", disable=None) as self.progress:
             if not any(source.is_video for source in sources):
                 self.progress.total = len(sources)
-            for source in sources:
-                self._propose(source)
-            self._finish_all()
+            # While the model runs, the next images are read and resized.
+            with ahead(self._read(sources), WAITING * self.batch_size) as read:
+                for source, stamp, frame in read:
+                    self._take(source, stamp, frame)
+            self._finish(self.batches.rest())
+
+    def names(self):
+        """Of all that is done, in the order of the sources."""
+        return [name for own in self.done.values() for name in own]
 
     def frames(self, source):
         """See :func:`read_frames`; only those that the ground truth has, if there is one."""
@@ -207,49 +276,63 @@ class _Run:
     def _has(self, name, stamp):
         return self.journal.has(name, stamp, self.known and self.known.sizes.get(name))
 
-    def _propose(self, source):
-        stamp = _stamp(source.path)
-        own = self.journal.frames(source.name, stamp) or [source.name]
-        own = [name for name in own if self.known is None or name in self.known.ids]
-        if own and all(self._has(name, stamp) for name in own):
-            self.done[source] = own
-            self.progress.update(len(own))
+    def _read(self, sources):
+        """
+        Of each source its stamp and its frames, one by one: a :class:`Photo` in place of the image,
+        or None where the journal has it. A frame that is None ends the source.
+        """
+        for source in sources:
+            stamp = _stamp(source.path)
+            own = self.journal.frames(source.name, stamp) or [source.name]
+            own = [name for name in own if self.known is None or name in self.known.ids]
+            if own and all(self._has(name, stamp) for name in own):
+                frames = (Frame(name, None) for name in own)
+            else:
+                frames = (self._prepared(frame, stamp) for frame in self.frames(source))
+            for frame in frames:
+                yield source, stamp, frame
+            yield source, stamp, None
+
+    def _prepared(self, frame, stamp):
+        name, image, _ = frame
+        if isinstance(image, InputError):
+            return frame
+        photo = None if self._has(name, stamp) else self.proposer.prepare(image, name)
+        return frame._replace(image=photo)
+
+    def _take(self, source, stamp, frame):
+        """What :meth:`_read` gives."""
+        own = self.done.setdefault(source, [])
+        if frame is None:
+            frames = self.journal.frames(source.name, stamp)
+            if self.known is None and own not in ([source.name], frames) and not self.broken:
+                self._finish(self.batches.rest())
+                self.journal.add(source.name, stamp, {"frames": own})
+            self.broken = False
             return
-        own, broken = self.done.setdefault(source, []), False
-        for name, image, as_stored in self.frames(source):
-            if isinstance(image, InputError):
-                self.failures.append(str(image))
-                broken = True
-                self.progress.update()
-                continue
-            own.append(name)
-            if self._has(name, stamp):
-                self.progress.update()
-                continue
-            shape = self.proposer.input_shape(image)
-            self.waiting.setdefault(shape, []).append((Photo(image, name), stamp, as_stored))
-            if len(self.waiting[shape]) == self.batch_size:
-                self._finish(shape)
-            elif sum(map(len, self.waiting.values())) >= WAITING * self.batch_size:
-                self._finish(max(self.waiting, key=lambda shape: len(self.waiting[shape])))
-        if self.known is None and own != [source.name] and not broken:
-            self._finish_all()
-            self.journal.add(source.name, stamp, {"frames": own})
+        name, photo, as_stored = frame
+        if isinstance(photo, InputError):
+            self.failures.append(str(photo))
+            self.broken = True
+            self.progress.update()
+            return
+        own.append(name)
+        if photo is None:
+            self.progress.update()
+            return
+        self._finish(self.batches.add(photo, stamp, as_stored))
 
-    def _finish_all(self):
-        for shape in list(self.waiting):
-            self._finish(shape)
-
-    def _finish(self, shape):
-        photos, *more = zip(*self.waiting.pop(shape), strict=True)
-        for found, stamp, as_stored in zip(
-            self.proposer.propose(list(photos), *self.selection), *more, strict=True
-        ):
-            # It would show the image as it was before.
-            Path(_picture(self.output, found.name)).unlink(missing_ok=True)
-            self.journal.add_proposals(stamp, found, as_stored)
-        self.progress.update(len(photos))
-        self.new += len(photos)
+    def _finish(self, batches):
+        for batch in batches:
+            photos, *more = zip(*batch, strict=True)
+            for found, stamp, as_stored in zip(
+                self.proposer.propose(list(photos), *self.selection), *more, strict=True
+            ):
+                # It would show the image as it was before.
+                Path(_picture(self.output, found.name)).unlink(missing_ok=True)
+                self.journal.add_proposals(stamp, found, as_stored)
+            self.progress.update(len(photos))
+            self.new += len(photos)
 
 
 def _items(run):
@@ -274,19 +357,18 @@ def _picture(output, name):
     return picture_path(os.path.join(output, "pictures"), name)
 
 
-def _draw(run, top, sheets):
-    """Pictures of all images that have none yet, and sheets of all."""
+def _draw(run, top):
+    """Pictures of all images of the run that have none yet; returns their paths by name."""
     output = run.output
     paths = {name: _picture(output, name) for own in run.done.values() for name in own}
     drawn = os.path.join(output, "pictures", "boxes.txt")  # how many boxes pictures have
     chosen = f"{top} {run.proposer.likely_score}"
     if not os.path.exists(drawn) or Path(drawn).read_text() != chosen:
-        for path in paths.values():
-            Path(path).unlink(missing_ok=True)
         make_folder(os.path.dirname(drawn))
-        write_file(drawn, chosen)
+        write_file(drawn, chosen)  # all older pictures have others
+    since = os.stat(drawn).st_mtime_ns
     for source, own in tqdm(run.done.items(), desc="drawing", unit="file", disable=None):
-        missing = {name for name in own if not os.path.exists(paths[name])}
+        missing = {name for name in own if not _is_since(paths[name], since)}
         for name, image, _ in run.frames(source) if missing else ():
             if name not in missing:
                 continue
@@ -296,9 +378,20 @@ def _draw(run, top, sheets):
             found.likely_score = run.proposer.likely_score
             save_picture(found.draw(top), paths[name])
     list_shortened(os.path.join(output, "pictures"), paths)
-    if sheets:
-        named = list(paths.items())
-        for number, begin in enumerate(range(0, len(named), ON_A_SHEET), 1):
-            names, files = zip(*named[begin : begin + ON_A_SHEET], strict=True)
-            path = os.path.join(output, f"contact_sheet_{number:03d}.jpg")
-            save_picture(make_contact_sheet(map(Image.open, files), names), path)
+    return paths
+
+
+def _is_since(path, time):
+    try:
+        return os.stat(path).st_mtime_ns >= time
+    except OSError:
+        return False
+
+
+def _write_sheets(output, paths):
+    """Sheets of the pictures at these paths, which have their names."""
+    named = list(paths.items())
+    for number, begin in enumerate(range(0, len(named), ON_A_SHEET), 1):
+        names, files = zip(*named[begin : begin + ON_A_SHEET], strict=True)
+        path = os.path.join(output, f"contact_sheet_{number:03d}.jpg")
+        save_picture(make_contact_sheet(map(Image.open, files), names), path)

@@ -6,7 +6,7 @@ how. A writer gets what it depends on, a :class:`Target`, and the proposals for 
 import csv
 import os
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -96,6 +96,7 @@ def write_csv(target: Target, proposals: Iterable[Proposals]) -> None:
 
 def write_yolo(target: Target, proposals: Iterable[Proposals]) -> None:
     """`labels/`: a text file an image, `0 x y width height score` in fractions of its size."""
+    make_folder(target.path("labels"))
     for found in proposals:
         height, width = found.size
         boxes = to_xywh(found.boxes)
@@ -103,7 +104,7 @@ def write_yolo(target: Target, proposals: Iterable[Proposals]) -> None:
         rows = np.hstack([boxes / [width, height, width, height], found.scores[:, None]])
         lines = ["0 " + " ".join(f"{v:.6g}" for v in row) for row in rows.tolist()]
         path = target.path(os.path.join("labels", label_name(found.name)))
-        make_folder(os.path.dirname(path))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         write_file(path, "".join(f"{line}\n" for line in lines))
 
 
@@ -174,36 +175,50 @@ def write_labelstudio(target: Target, proposals: Iterable[Proposals]) -> None:
     """`labelstudio.json`: a task with predictions an image, in percent of its size."""
     tasks = []
     for found in proposals:
-        height, width = found.size
-        boxes = to_xywh(found.boxes) / [width, height, width, height] * 100
-        result = [
-            {
-                "id": f"{target.ids[found.name]}_{number}",
-                "type": "rectanglelabels",
-                "from_name": "label",
-                "to_name": "image",
-                "original_width": width,
-                "original_height": height,
-                "image_rotation": 0,
-                "score": score,
-                "value": {
-                    **dict(zip(("x", "y", "width", "height"), box, strict=True)),
-                    "rotation": 0,
-                    "rectanglelabels": ["object"],
-                },
-            }
-            for number, (box, score) in enumerate(
-                zip(boxes.tolist(), found.scores.tolist(), strict=True)
-            )
-        ]
-        prediction = {
-            "model_version": f"oln-d2 {target.model[:12]}".strip(),
-            "score": float(found.scores.max(initial=0)),
-            "result": result,
-        }
-        image = f"/data/local-files/?d={quote(found.name)}"
-        tasks.append({"data": {"image": image}, "predictions": [prediction]})
+        scores = found.scores.tolist()
+        rows = [("object", *row) for row in zip(to_xywh(found.boxes).tolist(), scores)]
+        image = target.entry(found)
+        tasks.append(labelstudio_task(image, rows, target.model, max(scores, default=0.0)))
     target.write_json("labelstudio.json", tasks)
+
+
+def labelstudio_task(
+    image: Mapping[str, Any],
+    rows: Iterable[tuple[str, Sequence[float], float | None]],
+    model: str,
+    score: float,
+) -> dict[str, Any]:
+    """
+    Args:
+        image: an entry of `images` of a COCO file.
+        rows: a label, a box (XYWH in pixels), and a score or None each.
+        model: the identity of what proposed.
+        score: of the image.
+
+    Returns:
+        a task of Label Studio with these boxes as a prediction.
+    """
+    width, height = image["width"], image["height"]
+    result = []
+    for number, (label, box, own) in enumerate(rows):
+        x, y, w, h = (100 * v / side for v, side in zip(box, (width, height, width, height)))
+        value = {"x": x, "y": y, "width": w, "height": h, "rotation": 0}
+        region = {
+            "id": f"{image['id']}_{number}",
+            "type": "rectanglelabels",
+            "from_name": "label",
+            "to_name": "image",
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "value": {**value, "rectanglelabels": [label]},
+        }
+        result.append(region if own is None else {**region, "score": own})
+    version = f"oln-d2 {model[:12]}".strip()
+    return {
+        "data": {"image": f"/data/local-files/?d={quote(image['file_name'])}"},
+        "predictions": [{"model_version": version, "score": score, "result": result}],
+    }
 
 
 def write_cvat(target: Target, proposals: Iterable[Proposals]) -> None:
@@ -214,17 +229,28 @@ def write_cvat(target: Target, proposals: Iterable[Proposals]) -> None:
         for entry in found.to_coco(target.ids[found.name]):
             mask = entry.setdefault("segmentation", [])
             area = float(mask_utils.area(mask)) if mask else entry["bbox"][2] * entry["bbox"][3]
-            attributes = {"occluded": False, "score": entry["score"]}
             entry |= {"id": len(annotations) + 1, "area": area, "iscrowd": 0}
-            annotations.append({**entry, "attributes": attributes})
-    content = {
+            annotations.append(entry)
+    target.write_json("cvat.json", cvat_content(images, annotations, CATEGORIES))
+
+
+def cvat_content(
+    images: list[dict[str, Any]],
+    annotations: Iterable[dict[str, Any]],
+    categories: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """A COCO file of these parts as CVAT reads it: a score is an attribute."""
+    rows = []
+    for a in annotations:
+        attributes = {"occluded": False, **({"score": a["score"]} if "score" in a else {})}
+        rows.append({"segmentation": [], **a, "attributes": attributes})
+    return {
         "licenses": [{"id": 0, "name": "", "url": ""}],
         "info": {"description": "Proposals of oln-d2"},
-        "categories": CATEGORIES,
+        "categories": categories,
         "images": images,
-        "annotations": annotations,
+        "annotations": rows,
     }
-    target.write_json("cvat.json", content)
 
 
 WRITERS: dict[str, Callable[[Target, Iterable[Proposals]], None]] = {

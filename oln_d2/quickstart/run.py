@@ -120,7 +120,7 @@ def _run(folder, train, engine, seed, control, images, epochs):
                 print(f"{name}: trained before.")
             else:
                 print(f"{name}:", flush=True)
-                path.parent.mkdir(exist_ok=True)
+                make_folder(path.parent)
                 written = train(model, data, path.parent, seed, epochs)
                 with write_whole(path) as temporary:
                     shutil.copyfile(written, temporary)
@@ -213,8 +213,8 @@ def _choose_engine(engine):
 def _check_settings(folder, settings):
     """Makes the folder of a new run; raises InputError if it holds something else."""
     path = folder / "quickstart.json"
+    make_folder(folder)
     if not path.exists():
-        make_folder(folder)
         if any(entry.name != ".lock" for entry in folder.iterdir()):
             raise InputError(
                 f"{folder}: is not empty and holds no quickstart; choose another --output"

@@ -208,7 +208,8 @@ def _resnet(depth, norm, trainable_layers, weights):
         except OSError as error:
             raise InputError(
                 f"the ImageNet weights cannot be fetched ({error}); fetch them on another machine "
-                f"into {torch.hub.get_dir()}/checkpoints, or train from scratch"
+                f"into {torch.hub.get_dir()}/checkpoints (the environment variable TORCH_HOME "
+                "names another folder), or train from scratch"
             ) from None
     stages = ["layer4", "layer3", "layer2", "layer1", "conv1", "bn1"]
     learning = stages[: trainable_layers if trainable_layers < 5 else None]

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.functional import pil_to_tensor, to_tensor
 
 from oln_d2.checks import InputError
-from oln_d2.data.coco import load_images
+from oln_d2.data.coco import PSEUDO, load_images
 from oln_d2.data.images import as_stored_note, open_annotated, open_image, resized_shape
 from oln_d2.files import StrPath
 
@@ -67,12 +67,20 @@ class CocoImages(Dataset):
     Args:
         sources: see :func:`oln_d2.data.coco.load_images`, as `training`.
         max_size: limit of the longer side, in pixels.
+        pseudo_weight: how much an annotation counts that nobody has looked at, see
+            :data:`oln_d2.data.coco.PSEUDO`; others count 1.
 
     Raises:
         InputError: see there.
     """
 
-    def __init__(self, sources: Sequence[CocoSource], max_size: int, training: bool):
+    def __init__(
+        self,
+        sources: Sequence[CocoSource],
+        max_size: int,
+        training: bool,
+        pseudo_weight: float = 1.0,
+    ):
         found = [load_images(*source, training) for source in sources]
         records = [record for part in found for record in part]
         self.sources = list(sources)
@@ -86,17 +94,21 @@ class CocoImages(Dataset):
         self.names = np.frombuffer(b"".join(names), np.uint8)
         self.name_ends = np.cumsum([len(name) for name in names])
         self.noted = torch.zeros(1).share_memory_()  # by one of the processes that load images
-        boxes = [a["bbox"] for record in records for a in record["annotations"]]
-        self.boxes = np.array(boxes, np.float32).reshape(-1, 4)  # XYWH
+        annotations = [a for record in records for a in record["annotations"]]
+        self.boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)  # XYWH
+        self.weights = None
+        if pseudo_weight != 1:
+            pseudo = np.array([a.get("source") == PSEUDO for a in annotations], bool)
+            self.weights = np.where(pseudo, pseudo_weight, 1).astype(np.float32)
         self.box_ends = np.cumsum([len(record["annotations"]) for record in records])
 
     def _annotated(self, index):
-        """The file name and the boxes of an image, as the file has them."""
-        name, boxes = (
-            values[ends[index - 1] if index else 0 : ends[index]]
-            for values, ends in ((self.names, self.name_ends), (self.boxes, self.box_ends))
+        """The file name of an image, as the file has it, and which of the boxes are its."""
+        name, own = (
+            slice(ends[index - 1] if index else 0, ends[index])
+            for ends in (self.name_ends, self.box_ends)
         )
-        return os.fsdecode(name.tobytes()), boxes
+        return os.fsdecode(self.names[name].tobytes()), own
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -106,21 +118,23 @@ class CocoImages(Dataset):
         Returns:
             the image, (3, H, W), uint8, RGB, in the frame of its annotations, see
             :meth:`oln_d2.data.images.Page.of_size`; its `boxes` (G, 4), clipped to it, those
-            without area or out of sight left out, with `labels` (G,), all 1, "object", and its
-            `size` (2,), height and width in the file.
+            without area or out of sight left out, with `labels` (G,), all 1, "object"; its `size`
+            (2,), height and width in the file; and its path, `name`. Where objects count
+            differently, also their `weights` (G,).
 
         Raises:
             InputError: the image is broken, or not as large as the annotations say.
         """
         json_file, image_root, _ = self.sources[self.source_of[view.index]]
-        name, boxes = self._annotated(view.index)
+        name, own = self._annotated(view.index)
         path = os.path.join(image_root, name)
         height, width = self.sizes[view.index].tolist()
         picture, as_stored = open_annotated(path, (height, width), json_file)
         if as_stored and not self.noted:
             self.noted += 1
             print(as_stored_note(path, json_file), file=sys.stderr, flush=True)
-        boxes = torch.from_numpy(boxes.copy())
+        boxes = torch.from_numpy(self.boxes[own].copy())
+        kept = torch.arange(len(boxes))  # which of them are left
         boxes[:, 2:] += boxes[:, :2]
         boxes[:, 0::2].clamp_(0, width)
         boxes[:, 1::2].clamp_(0, height)
@@ -129,7 +143,7 @@ class CocoImages(Dataset):
             boxes = torch.stack(
                 [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1
             )
-        boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)]
+        boxes, kept = _select(boxes, kept, (boxes[:, 2:] > boxes[:, :2]).all(dim=1))
         new = resized_shape(height, width, view.min_size, self.max_size)
         part = None
         if view.zoom != 1:
@@ -145,25 +159,35 @@ class CocoImages(Dataset):
             areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
             boxes[:, 0::2].clamp_(0, new[1])
             boxes[:, 1::2].clamp_(0, new[0])
-            boxes = boxes[(boxes[:, 2:] - boxes[:, :2]).prod(dim=1) >= VISIBLE * areas]
+            left = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+            boxes, kept = _select(boxes, kept, left >= VISIBLE * areas)
         elif new != (height, width):
             boxes = boxes * boxes.new_tensor([new[1] / width, new[0] / height]).repeat(2)
         if new != (height, width) or part:
             picture = picture.resize(new[::-1], Image.Resampling.BILINEAR, box=part)
-        boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)]  # rounding may take it, too
-        return pil_to_tensor(picture), {
+        # Rounding may take the area, too.
+        boxes, kept = _select(boxes, kept, (boxes[:, 2:] > boxes[:, :2]).all(dim=1))
+        target = {
             "boxes": boxes,
             "labels": torch.ones(len(boxes), dtype=torch.int64),
             "size": torch.tensor([height, width]),
+            "name": path,
         }
+        if self.weights is not None:
+            target["weights"] = torch.from_numpy(self.weights[own])[kept]
+        return pil_to_tensor(picture), target
 
     def digest(self) -> int:
         """A number that differs where the images or the boxes do."""
         ret = 0
         for index in range(len(self)):
-            name, boxes = self._annotated(index)
-            ret = zlib.crc32(boxes.tobytes(), zlib.crc32(os.fsencode(name), ret))
-        return ret
+            name, own = self._annotated(index)
+            ret = zlib.crc32(self.boxes[own].tobytes(), zlib.crc32(os.fsencode(name), ret))
+        return ret if self.weights is None else zlib.crc32(self.weights.tobytes(), ret)
+
+
+def _select(boxes, kept, which):
+    return boxes[which], kept[which]
 
 
 class _WithErrors(Dataset):

@@ -210,6 +210,45 @@ class StandaloneRPNHead(RPNHead):
         with torch.autocast(hidden[0].device.type, enabled=False):
             return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
 
+    def at(self, features, image, anchor):
+        """
+        The predictions at some locations, from the 3 x 3 features around each. Equal to those of
+        :meth:`forward`, but for rounding: where the losses need few of them, a gradient through
+        all would take most of the head's time.
+
+        Args:
+            features (list[Tensor]): of each level, (N, C, Hi, Wi).
+            image, anchor (Tensor): S indices of images and of their anchors.
+
+        Returns:
+            logits, (S,), and distances, (S, 4).
+        """
+        conv = self.conv[0][0]
+        # All levels, padded, one after another: to look for the anchors of each would make a GPU
+        # wait. Of each anchor: the width of its level, and the padded cell left above of it.
+        padded = [F.pad(level, (1, 1, 1, 1)).permute(0, 2, 3, 1) for level in features]
+        width, corner = torch.zeros_like(anchor), torch.zeros_like(anchor)
+        first = begin = 0
+        for level in features:
+            rows, columns = level.shape[-2:]
+            here, cell = anchor >= first, anchor - first
+            own = begin + cell // columns * (columns + 2) + cell % columns
+            width, corner = width.masked_fill(here, columns), own.where(here, corner)
+            first += rows * columns
+            begin += (rows + 2) * (columns + 2)
+        steps = torch.arange(3, device=anchor.device)
+        cells = corner[:, None, None] + steps[:, None] * (width + 2)[:, None, None] + steps
+        around = torch.cat([level.flatten(1, 2) for level in padded], dim=1)
+        around = around[image[:, None, None], cells].flatten(1)
+        weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
+        hidden = F.relu(F.linear(around, weight, conv.bias))
+        hidden = self.feature_norm * F.normalize(hidden.float(), dim=1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return tuple(
+                F.linear(hidden, layer.weight.flatten(1), layer.bias)
+                for layer in (self.cls_logits, self.bbox_pred)
+            )
+
 
 class StandaloneRPN(detection.rpn.RegionProposalNetwork):
     """
@@ -222,10 +261,10 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
         super().__init__(*args, **kwargs)
         self.negatives = negatives
         limits = self.proposal_matcher.low_threshold, self.proposal_matcher.high_threshold
-        score_sampler = type(self.fg_bg_sampler)(SCORE_BATCH_SIZE, 1.0)
+        sampler = self.fg_bg_sampler
         self.samples = (
-            (limits, partial(_sample, self.fg_bg_sampler)),
-            (SCORE_IOU_THRESHOLDS, partial(_sample, score_sampler)),
+            (limits, sampler.batch_size_per_image, sampler.positive_fraction),
+            (SCORE_IOU_THRESHOLDS, SCORE_BATCH_SIZE, 1.0),
         )
 
     def forward(self, images, features, targets=None):
@@ -233,7 +272,8 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
         Args:
             images (ImageList): N.
             features (dict[str, Tensor]): of P2, P3, ..., each (N, C, Hi, Wi).
-            targets (list[dict[str, Tensor]]): in training of each image `boxes`, shape (G, 4).
+            targets (list[dict[str, Tensor]]): in training of each image `boxes`, shape (G, 4), in
+                all or none also `weights`, shape (G,), how much each object counts.
 
         Returns:
             list[dict[str, Tensor]]: of each image `boxes`, shape (P, 4), and `objectness`, shape
@@ -241,7 +281,9 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
             dict[str, Tensor]: the losses `loss_rpn_obj` and `loss_rpn_loc`; {} in inference.
         """
         features = list(features.values())
-        logits, ltrb = self.head(features)
+        # In training all predictions choose proposals, and the gradient comes by a few of them.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):
+            logits, ltrb = self.head(features)
         anchors = self.anchor_generator(images, features)[0]
         counts = [level[0].numel() for level in logits]
         logits = torch.cat([level.flatten(1) for level in logits], dim=1)
@@ -249,29 +291,41 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
 
         losses = {}
         if self.training:
-            labels, gt_boxes = self._label_and_sample(anchors, targets, images.image_sizes)
+            labels, gt_boxes, weights = self._label_and_sample(anchors, targets, images.image_sizes)
+            sampled = ((labels[0] == 1) | (labels[1] >= 0)).nonzero(as_tuple=True)
+            at_logits, at_ltrb = self.head.at(features, *sampled)
             loss_score, loss_boxes, _ = rpn_losses(
-                anchors, logits, ltrb, labels, gt_boxes, negatives=self.negatives
+                anchors,
+                logits.index_put(sampled, at_logits[:, 0]),
+                ltrb.index_put(sampled, at_ltrb),
+                labels,
+                gt_boxes,
+                negatives=self.negatives,
+                weights=weights,
             )
             losses = {"loss_rpn_obj": loss_score, "loss_rpn_loc": BOX_LOSS_WEIGHT * loss_boxes}
         boxes = decode_ltrb(anchors, ltrb.detach().float())
         logits = logits.detach().float()
+        if self.training:
+            check_finite(boxes, logits, losses, DIVERGED)
         return self.filter_proposals(boxes, logits, images.image_sizes, counts), losses
 
     def _label_and_sample(self, anchors, targets, image_sizes):
-        """`labels` and `gt_boxes` of :func:`rpn_losses`."""
+        """`labels`, `gt_boxes` and `weights` of :func:`rpn_losses`."""
         x1, y1, x2, y2 = anchors.unbind(dim=1)
         of_images = []
         for target, (height, width) in zip(targets, image_sizes):
             inside = ((x1 >= 0) & (y1 >= 0) & (x2 < width) & (y2 < height)).nonzero().squeeze(1)
-            of_images.append(label_and_sample(anchors, inside, target["boxes"], self.samples))
-        labels, gt_boxes = zip(*of_images)
-        return torch.stack(labels, dim=1), torch.stack(gt_boxes, dim=1)
+            gt_weights = target.get("weights")
+            of_images.append(
+                label_and_sample(
+                    anchors, inside, target["boxes"], self.samples, gt_weights=gt_weights
+                )
+            )
+        return [None if of[0] is None else torch.stack(of, dim=1) for of in zip(*of_images)]
 
     def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
         """The proposals of :meth:`forward`, of boxes (N, R, 4), not clipped, and logits (N, R)."""
-        if self.training:
-            check_finite(proposals, objectness, DIVERGED)
         device = proposals.device
         levels = [torch.full((n,), i, device=device) for i, n in enumerate(num_anchors_per_level)]
         levels = torch.cat(levels)
@@ -297,12 +351,6 @@ def _nms_by_level(boxes, logits, levels, iou_threshold):
         index = (levels == level).nonzero().squeeze(1)
         keep.append(index[nms(boxes[index], logits[index], iou_threshold)])
     return torch.cat(keep).sort().values
-
-
-def _sample(sampler, labels):
-    """Positives and negatives that a sampler of torchvision picks of an image, as bools."""
-    (positive,), (negative,) = sampler([labels])
-    return positive.bool(), negative.bool()
 
 
 class RoIAlign(nn.Module):
@@ -399,6 +447,7 @@ class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
             if self.has_mask():
                 raise InputError("OLN-Mask is trained with train_net.py; here it only runs")
             gt_boxes = [target["boxes"] for target in targets]
+            gt_weights = [target.get("weights") for target in targets]
             targets = [{"boxes": b, "labels": torch.ones_like(b[:, 0]).long()} for b in gt_boxes]
             boxes, matches, labels, deltas = self.select_training_samples(boxes, targets)
         levels = list(features.values())[:4]
@@ -420,19 +469,30 @@ class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
         positive = (torch.cat(labels) > 0).nonzero().squeeze(1)
         padded = [F.pad(gt, (0, 0, 0, 1)) for gt in gt_boxes]
         # Of the RoI as it came, not as the deltas refine it.
-        if self.score_negatives:
-            best = [box_iou(b, gt).amax(dim=1) for b, gt in zip(boxes, padded)]
-            loss_score = quality_entropy(scores, torch.cat(best))
+        weights = None
+        if self.score_negatives:  # here torchvision matches negatives with the first object
+            iou, matches = zip(*(box_iou(b, gt).max(dim=1) for b, gt in zip(boxes, padded)))
+            iou = torch.cat(iou)
         else:
             matched = torch.cat([gt[match] for gt, match in zip(padded, matches)])[positive]
             iou = aligned_iou(torch.cat(boxes)[positive], matched)
-            loss_score = quality_loss(scores[positive], iou)
-        deltas = torch.cat(deltas)[positive]
+        if gt_weights[0] is not None:
+            padded = [F.pad(weights, (0, 1), value=1) for weights in gt_weights]
+            weights = torch.cat([own[match] for own, match in zip(padded, matches)])
+        if self.score_negatives:
+            own = None if weights is None else weights.where(iou > 0, 1)
+            loss_score = quality_entropy(scores, iou, own)
+        else:
+            own = None if weights is None else weights[positive]
+            loss_score = quality_loss(scores[positive], iou, own)
+        loss_deltas = (pred_deltas[positive] - torch.cat(deltas)[positive]).abs()
+        if weights is not None:
+            loss_deltas = loss_deltas * weights[positive, None]
         # Divided by all sampled RoIs, so that each positive has the same influence in every batch.
         num_rois = max(len(scores), 1)
         return [], {
             "loss_box_score": loss_score / num_rois,
-            "loss_box_reg": (pred_deltas[positive] - deltas).abs().sum() / num_rois,
+            "loss_box_reg": loss_deltas.sum() / num_rois,
         }
 
     def _detections(self, proposals, boxes, iou, image_shape):
@@ -499,6 +559,8 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         pixel_mean, pixel_std: of red, green and blue, in [0, 255], that the backbone was trained
             with. Default: ImageNet's.
         rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test: proposals of each level.
+        rpn_post_nms_top_n_test: proposals of an image in inference, the best of all levels; fewer
+            take less time and find a little less. None, as in the authors' code: all.
         rpn_nms_thresh: IoU of the NMS of the proposals, None for none.
         objectness_negatives: whether anchors on no annotated object teach the first score, with
             target 0, as in the authors' code. Without, and without `box_score_negatives`, an object
@@ -532,6 +594,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         pixel_std: Sequence[float] = STD,
         rpn_pre_nms_top_n_train: int = 2000,
         rpn_pre_nms_top_n_test: int = 2000,
+        rpn_post_nms_top_n_test: int | None = None,
         rpn_nms_thresh: float | None = None,
         objectness_negatives: bool = True,
         box_score_negatives: bool = False,
@@ -545,6 +608,9 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
     ):
         channels = backbone.out_channels
         top_n = {"training": rpn_pre_nms_top_n_train, "testing": rpn_pre_nms_top_n_test}
+        kept = {mode: n * len(anchor_sizes) for mode, n in top_n.items()}  # all
+        if rpn_post_nms_top_n_test is not None:
+            kept["testing"] = rpn_post_nms_top_n_test
         rpn_head = StandaloneRPNHead(channels, 1, rpn_feature_norm)
         nn.init.constant_(rpn_head.bbox_pred.bias, ltrb_init)
         rpn = StandaloneRPN(
@@ -555,7 +621,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
             batch_size_per_image=256,
             positive_fraction=0.5,
             pre_nms_top_n=top_n,
-            post_nms_top_n={mode: n * len(anchor_sizes) for mode, n in top_n.items()},  # all
+            post_nms_top_n=kept,
             nms_thresh=rpn_nms_thresh,
             negatives=objectness_negatives,
         )
@@ -590,11 +656,13 @@ def prepare(model: nn.Module, pixels: Sequence[Tensor]) -> ImageList:
         model: made by :func:`build_detector`.
         pixels: N images, each (3, H', W'), uint8, RGB; moved to the model's device.
     """
-    transform, first = model.transform, next(model.parameters())
-    tensors = [
-        GeneralizedRCNNTransform.normalize(transform, image.to(first.device).float())
-        for image in pixels
-    ]
+    transform, device = model.transform, next(model.parameters()).device
+    # Once a batch: each makes a GPU wait.
+    mean, std = (
+        torch.tensor(values, device=device)[:, None, None]
+        for values in (transform.image_mean, transform.image_std)
+    )
+    tensors = [(image.to(device).float() - mean) / std for image in pixels]
     batch = transform.batch_images(tensors, transform.size_divisible)
     return ImageList(batch, [(image.shape[1], image.shape[2]) for image in pixels])
 

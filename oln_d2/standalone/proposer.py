@@ -58,6 +58,11 @@ class StandaloneProposer(TorchProposer):
         self.min_size, self.max_size = transform.min_size[-1], transform.max_size
         self.size_divisor = transform.size_divisible
 
+    def keep_proposals(self, number: int) -> None:
+        """See :meth:`Proposer.limit_proposals`."""
+        kept = self.model.rpn._post_nms_top_n
+        kept["testing"] = min(kept["testing"], number)
+
     def detect_tensors(
         self, images: list[torch.Tensor], sizes: list[tuple[int, int]]
     ) -> list[dict[str, Any]]:

@@ -55,6 +55,7 @@ def train(
     *,
     more_data: Sequence[tuple[StrPath, StrPath, StrPath | Sequence[str]]] = (),
     data_weights: Sequence[float] | None = None,
+    pseudo_weight: float = 1.0,
     val_json: StrPath | None = None,
     val_images: StrPath | None = None,
     config: dict[str, Any] | None = None,
@@ -102,6 +103,8 @@ def train(
             sampled (`objectness_negatives` of an OLN, see :class:`OLNBox`) unless `config` says so.
         data_weights: how often images of each data set are drawn, in proportion to each other;
             default: each image equally often.
+        pseudo_weight: how much an annotation counts in the losses that an audit added without a
+            review (`oln-d2 audit --accept-above`); others count 1. Only OLN looks at it.
         val_json, val_images: data to evaluate on, with all categories; what counts as seen are the
             categories of all training data together.
         config: arguments of :func:`build_detector`, plain values. Those that are not given are as
@@ -167,6 +170,7 @@ def train(
     architecture = config.get("architecture", "oln_box")
     elsewhere = "another one here; OLN-Mask is trained with train_net.py"
     check_limits(
+        pseudo_weight=(pseudo_weight, POSITIVE),
         epochs=(epochs, POSITIVE),
         batch_size=(batch_size, POSITIVE_INT),
         accumulate=(accumulate, POSITIVE_INT),
@@ -235,7 +239,12 @@ def train(
         config.setdefault("objectness_negatives", False)
 
     max_size = {**DEFAULTS[architecture], **config}["max_size"]
-    dataset = CocoImages(sources, max_size, training=True)
+    if pseudo_weight != 1 and not architecture.startswith("oln"):
+        raise InputError(
+            f"pseudo_weight is {pseudo_weight}, but only OLN's losses look at it, not those of "
+            f"{architecture}; leave it out"
+        )
+    dataset = CocoImages(sources, max_size, training=True, pseudo_weight=pseudo_weight)
     iterations = max(round(epochs * len(dataset) / batch_size), 1)
     torch.manual_seed(seed)
     try:

@@ -17,7 +17,7 @@ from pytorch_lightning import callbacks, loggers
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from oln_d2.checks import InputError
+from oln_d2.checks import InputError, list_losses
 from oln_d2.evaluation.coco_results import write_results
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.evaluation.open_world import OpenWorldRecall
@@ -84,13 +84,21 @@ class Training(pl.LightningModule):
         torch.manual_seed(mix_seed(self.settings["seed"], 1 + self.global_rank, batch_idx))
 
     def training_step(self, batch: list[Any], batch_idx: int) -> torch.Tensor:
-        losses = training_losses(self.model, *zip(*batch))
-        # One transfer: each `.item()` synchronises.
-        values = torch.stack([value.detach() for value in losses.values()]).tolist()
-        if not math.isfinite(sum(values)):
-            where = f"The loss is {sum(values)} at iteration {self.global_step}"
-            raise FloatingPointError(f"{where}: {DIVERGED}")
-        self.log_dict(dict(zip(losses, values)), prog_bar=True, batch_size=len(batch))
+        try:
+            losses = training_losses(self.model, *zip(*batch))
+            # One transfer: each `.item()` synchronises.
+            values = torch.stack([value.detach() for value in losses.values()]).tolist()
+            found = dict(zip(losses, values))
+            if not math.isfinite(sum(values)):
+                raise FloatingPointError(
+                    f"the losses are NaN or infinite ({list_losses(found)}): {DIVERGED}"
+                )
+        except FloatingPointError as error:
+            names = ", ".join(target["name"] for _, target in batch)
+            raise FloatingPointError(
+                f"At iteration {self.global_step}, on {names}, {error}"
+            ) from None
+        self.log_dict(found, prog_bar=True, batch_size=len(batch))
         return sum(losses.values())
 
     def validation_step(self, batch: list[Any], batch_idx: int) -> Any:
