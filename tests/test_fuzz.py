@@ -1,27 +1,29 @@
 """
-Random changes of the files that we read, and random cases of the evaluator against pycocotools, by
-hypothesis; a few examples of each by default, many in the group `heavy`.
+Random changes of the files that we read, and random cases of the evaluator against the slow
+reference, by hypothesis; a few examples of each by default, many in the group `heavy`.
 """
 
 import contextlib
 import copy
 import json
+import pickle
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import NEEDS_DETECTRON2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_utils
-from test_evaluation import KS, assert_equal_to_pycocotools, score
+from test_evaluation import KS, SEEN, assert_equal_to_pycocotools, names, score
 
 from oln_d2.auditing.decisions import add_accepted, read_decisions
 from oln_d2.checks import LONGEST, InputError
 from oln_d2.data.coco import load_coco, load_images
 from oln_d2.data.rle import to_rle, wrong_rle
-from oln_d2.evaluation import GroundTruth, OpenWorldRecall, read_results
+from oln_d2.evaluation import GroundTruth, OpenWorldRecall, coco_results, evaluate, read_results
 from oln_d2.propose.journal import Journal
 
 SQUARE = [[4, 4, 24, 4, 24, 24, 4, 24]]
@@ -49,6 +51,12 @@ DECISIONS = {
         | {"proposed": BOXES[0]}
         for i, what in enumerate(("accept", "reject"))
     ],
+}
+PROPOSALS = {
+    "ids": [1, 2],
+    "boxes": [[BOXES[0]], BOXES],
+    "objectness_logits": [[0.5], [2.0, -1.0]],
+    "bbox_mode": 1,
 }
 SETTINGS = {"model": "m", "root": "/photos", "top_k": 100}
 JOURNAL = [
@@ -119,6 +127,25 @@ def written(draw, document, lines=False):
     return data
 
 
+@st.composite
+def pickled(draw, document):
+    """The bytes of a pickle, of lists or of arrays, sometimes cut."""
+
+    def arrays(value):
+        if not isinstance(value, list) or draw(st.integers(0, 2)) == 0:
+            return value
+        try:
+            return np.array(value)
+        except (OverflowError, ValueError):  # of lists that differ in length
+            return np.array([arrays(part) for part in value], dtype=object)
+
+    document = draw(st.one_of(changed(document), changed(document), ODD))
+    if isinstance(document, dict) and draw(st.booleans()):
+        document = {name: arrays(value) for name, value in document.items()}
+    data = pickle.dumps(document, draw(st.integers(0, 5)))
+    return data[: draw(st.integers(0, len(data)))] if draw(st.integers(0, 5)) == 0 else data
+
+
 @contextlib.contextmanager
 def one_line():
     """All that may go wrong is an InputError of one short line; numpy warns of nothing."""
@@ -154,12 +181,33 @@ def check_numbers(gt, detections, iou_type="box"):
 
 
 def results(data):
+    """A file is read as a whole and in small pieces, of which all has to be the same."""
     Path("d.json").write_bytes(data)
     gt = GroundTruth.load("good_gt.json", ["mug"])
     for iou_type in "box", "mask":
-        with one_line():
-            detections = read_results("d.json", gt, masks=iou_type == "mask")
-            check_numbers(gt, detections, iou_type)
+        read = []
+        for piece in 10**6, 60:
+            with one_line(), pytest.MonkeyPatch.context() as patch:
+                patch.setattr(coco_results, "PIECE", piece)
+                read.append(read_results("d.json", gt, masks=iou_type == "mask"))
+        assert len(read) in (0, 2)
+        if read:
+            np.testing.assert_equal(*(part._asdict() for part in read))
+            with one_line():
+                check_numbers(gt, read[0], iou_type)
+
+
+def proposals(data):
+    from oln_d2.engine.datasets import add_proposals
+
+    Path("p.pkl").write_bytes(data)
+    records = [{"image_id": i, "file_name": f"p{i}.png"} for i in (1, 2)]
+    with one_line():
+        add_proposals(records, "p.pkl")
+        for record in records:
+            boxes, logits = record["proposal_boxes"], record["proposal_objectness_logits"]
+            assert boxes.shape == (len(logits), 4)
+            assert np.isfinite(boxes).all() and (np.diff(logits) <= 0).all()
 
 
 def decisions(data):
@@ -175,7 +223,7 @@ def journal(data):
     Path("out").mkdir(exist_ok=True)
     Path("out/journal.jsonl").write_bytes(data)
     with one_line():
-        read = Journal("out/journal.jsonl", SETTINGS)
+        read = Journal("out", SETTINGS)
         try:
             for name, place in read.places.items():
                 for frame in place.frames or ():
@@ -187,7 +235,8 @@ def journal(data):
                     assert found.masks is None or wrong_rle(found.masks.rles) is None
             read.add("c.png", [1], {"frames": []})
         finally:
-            read.lock.close()
+            for lock in read.locks:
+                lock.close()
             read.file.close()
 
 
@@ -228,24 +277,38 @@ def cases(draw):
         for box in draw(st.lists(BOX, max_size=10)):
             number = draw(st.integers(0, 4)) / 4
             results.append({"image_id": image, "category_id": 1, "bbox": box, "score": number})
-    return content, draw(st.permutations(results)), draw(st.sampled_from(["xclass", "filtered"]))
+    results = draw(st.permutations(results))
+    if draw(st.booleans()):  # a file that need not be in memory as a whole
+        results.sort(key=lambda entry: entry["image_id"])
+    return content, results, draw(st.sampled_from(["xclass", "filtered"]))
 
 
 def evaluator(case):
     content, results, protocol = case
-    if results:
-        recall = score(content, results, protocol=protocol, max_dets=100, ks=KS)
-        assert_equal_to_pycocotools(content, results, recall)
+    if not results:
+        return
+    settings = {"protocol": protocol, "max_dets": 100, "ks": KS}
+    recall = score(content, results, **settings)
+    assert_equal_to_pycocotools(content, results, recall)
+    Path("d.json").write_text(json.dumps(results))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coco_results, "PIECE", 200)
+        of_file = evaluate(GroundTruth(content, names(SEEN)), "d.json", **settings)
+    np.testing.assert_equal(of_file.to_dict(), recall.result().to_dict())
 
 
 CHECKS = {
     "annotations": (annotations, written(GT), 150),
     "results": (results, written(RESULTS), 150),
+    "proposals": (proposals, pickled(PROPOSALS), 150),
     "decisions": (decisions, written(DECISIONS), 100),
     "journal": (journal, written(JOURNAL, lines=True), 100),
     "masks": (masks, st.one_of(changed(SQUARE), changed(RLE), ODD), 200),
     "evaluator": (evaluator, cases(), 60),
 }
+NAMES = [
+    pytest.param(name, marks=[NEEDS_DETECTRON2] if name == "proposals" else []) for name in CHECKS
+]
 
 
 def run(name, folder, monkeypatch, times=1, **options):
@@ -260,14 +323,14 @@ def run(name, folder, monkeypatch, times=1, **options):
     settings(max_examples=times * number, **options)(given(strategy)(check))()
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_few(name, tmp_path, monkeypatch):
     """Some broken file would end in a traceback, wrong numbers or a sentence of many lines."""
     run(name, tmp_path, monkeypatch, derandomize=True)
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_many(name, tmp_path, monkeypatch):
     """As above, other examples each time; hypothesis prints the one that fails."""
     run(name, tmp_path, monkeypatch, times=30, print_blob=True)

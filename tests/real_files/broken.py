@@ -18,6 +18,7 @@ from real_files import Row
 from real_files.hostile import PROPOSE, PROPOSE_GT, files, load_proposals, train_net
 from real_files.json_files import EVALUATE, MASKS, TRAIN, change
 
+RECIPES_COMPARED = "compare gt.json --images images --seen mug --output out"
 COMPARE = "compare gt.json d.json --output out --seen mug --bootstrap 10"
 
 
@@ -207,6 +208,9 @@ RECIPES = [
     ("patience", {"patience": 1}, "evaluate_every and patience need val_json and val_images; give them"),
     ("val_json alone", {"val_json": "gt.json"}, "val_json and val_images go together; give both or"),
     ("loggers", {"loggers": ["paper"]}, "loggers is paper; it has to be one of csv, tensorboard, wandb"),
+    ("pseudo_weight", {"pseudo_weight": 0}, "pseudo_weight is 0; it has to be a number above 0"),
+    ("pseudo_weight of others", {"pseudo_weight": 0.5, "model": {"architecture": "faster_rcnn"}},
+     "pseudo_weight is 0.5, but only OLN's losses look at it, not those of"),
     ("seed", {"seed": -1}, "seed is -1; it has to be 0 or more, below 2**64"),
     ("depth", {"depth": 11}, "depth is 11; it has to be one of 10, 18, 34, 50, 101"),
     ("min_size", {"min_size": 0}, "min_size is 0 and max_size 96; both have to be 1 pixel or more"),
@@ -261,6 +265,8 @@ SETTINGS_OF_DETECTRON2 = [
     ("target", "MODEL.OLN.OBJECTNESS_TARGET foo", "MODEL.OLN.OBJECTNESS_TARGET is 'foo'; use one of ['cent"),
     ("coding", "MODEL.OLN.RPN_BOX_CODING foo", "MODEL.OLN.RPN_BOX_CODING is 'foo'; use 'ltrb' or 'delta'"),
     ("precision", "SOLVER.AMP.DTYPE foo", "SOLVER.AMP.DTYPE is 'foo'; use bfloat16, float16 or float32"),
+    ("pseudo_weight", "DATASETS.PSEUDO_WEIGHT 0.5 MODEL.PROPOSAL_GENERATOR.NAME RPN",
+     "DATASETS.PSEUDO_WEIGHT is 0.5, but only OLN"),
     ("odd", "SEED", "Override list has odd length"),
     ("no file of proposals", "MODEL.LOAD_PROPOSALS True", "names 0 files for the 1 data sets of DATASETS"),
 ]  # fmt: skip
@@ -274,10 +280,14 @@ PROPOSALS = [
     ("a list", [1], "holds no dict of proposals; `oln-d2 propose --format detectron2` writes such a file"),
     ("without ids", {**OF_THREE, "ids": None}, "has no list 'ids' of the images; `oln-d2 propose"),
     ("fewer boxes", {**OF_THREE, "boxes": [1]}, "has 3 ids, 1 boxes and 3 objectness_logits, which have"),
+    ("ids are a number", {**OF_THREE, "ids": np.array(5)}, "has no list 'ids' of the images; `oln-d2 propose"),
+    ("mode is an array", {**OF_THREE, "bbox_mode": np.arange(2)}, "bbox_mode is [0 1], neither 0, XYXY"),
     ("mode", {**OF_THREE, "bbox_mode": 4}, "bbox_mode is 4, neither 0, XYXY, nor 1, XYWH"),
     ("an image less", {**OF_THREE, "ids": [1, 2, 9]}, "has no proposals for images/p3.jpg, image 3; propose"),
     ("shape", {**OF_THREE, "boxes": [np.zeros((2, 3))] * 3}, "entry 0: boxes and objectness_logits are not"),
     ("NaN", {**OF_THREE, "boxes": [np.full((2, 4), np.nan)] * 3}, "entry 0: a box or a logit is not finite"),
+    ("400 digits", {**OF_THREE, "boxes": [[[10**400] * 4] * 2] * 3}, "entry 0: boxes and objectness_logits are"),
+    ("beyond float32", {**OF_THREE, "boxes": [np.full((2, 4), 1e300)] * 3}, "entry 0: a box or a logit is not fin"),
     ("cut", pickle.dumps(OF_THREE)[:100], "is damaged or not complete; fetch or write it again"),
 ]  # fmt: skip
 
@@ -394,6 +404,28 @@ OTHER_SITUATIONS = [
         more={"out/journal.jsonl": "[]\n"}),
     bad("a journal that is no text", PROPOSE_GT, "out/journal.jsonl: the line at byte 0 is broken",
         more={"out/journal.jsonl": b"\xff\xfe\n"}),
+    bad("a recipe without images, compare", "compare gt.json r.yaml --seen mug --output out",
+        "--images is missing; recipes have to propose on the images of GT", more=recipe({})),
+    bad("a recipe's data without images, compare", f"{RECIPES_COMPARED} r.yaml --train-json gt.json",
+        "train_json and train_images go together; give both or neither", more=recipe({})),
+    bad("data for no recipe, compare", f"{COMPARE} --train-json gt.json",
+        "--train-json, --train-images and --opts are for recipes; give one (.yaml)"),
+    bad("two recipes of one name, compare", f"{RECIPES_COMPARED} r.yaml a/r.yaml",
+        "a/r.yaml: the second recipe named r, for one folder; rename it",
+        more={**recipe({}), "a/r.yaml": recipe({})["r.yaml"]}),
+    bad("an unknown option of a recipe, compare", f"{RECIPES_COMPARED} r.yaml",
+        "r.yaml: epoch is no option of train; near it: epochs", more=recipe({"epoch": 3})),
+    bad("a recipe of no data, compare", f"{RECIPES_COMPARED} r.yaml",
+        "r.yaml: lacks train_json; give --train-json and --train-images, which all recipes then",
+        more=recipe({"train_json": None})),
+    bad("a recipe that is not there, compare", f"{RECIPES_COMPARED} gone.yaml", "gone.yaml",
+        detectron2=True),
+    bad("settings of a run that are damaged, compare", f"{RECIPES_COMPARED} {{recipe}}",
+        "seed_0/config.yaml: is damaged (", detectron2=True,
+        more={"out/runs/recipe/seed_0/config.yaml": "["}),
+    bad("a run of other settings, compare", f"{RECIPES_COMPARED} {{recipe}}",
+        "seed_0: holds a run with another value of", detectron2=True,
+        more={"out/runs/recipe/seed_0/config.yaml": "SEED: 9"}),
     bad("a quickstart of something else", "quickstart --engine standalone --output out",
         "out/quickstart.json: holds a JSON list, not what is expected of this file, a dict; fetch",
         more={"out/quickstart.json": "[]"}),

@@ -217,7 +217,7 @@ OTHERS = [
             PROPOSE + "{weights} --config-file FILE --device cpu",
             "convert gt.json o.pth --config-file FILE",
             "export gt.json o.onnx --config-file FILE",
-            "sweep FILE --output out",
+            "compare gt.json FILE --images images --seen mug --output out",
             "train_net --config-file FILE OUTPUT_DIR out",
         )
     ),
