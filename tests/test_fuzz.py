@@ -137,7 +137,10 @@ def pickled(draw, document):
         try:
             return np.array(value)
         except (OverflowError, ValueError):  # of lists that differ in length
-            return np.array([arrays(part) for part in value], dtype=object)
+            parts = np.empty(len(value), object)
+            for place, part in enumerate(value):
+                parts[place] = arrays(part)
+            return parts
 
     document = draw(st.one_of(changed(document), changed(document), ODD))
     if isinstance(document, dict) and draw(st.booleans()):
