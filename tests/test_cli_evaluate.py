@@ -124,11 +124,7 @@ def test_python(files, monkeypatch):
     [
         ({}, "results.json", "gt.json: seen is missing"),
         ({"seen": SEEN, "ks": [0]}, "none.json", "k has to be between 1"),
-        (
-            {"seen": SEEN, "iou_type": "mask"},
-            CASE["dt"],
-            "gt.json: the annotation with id 1 has no",
-        ),
+        ({"seen": SEEN, "iou_type": "mask"}, CASE["dt"], "results: entry 0: has no 'segmentation'"),
         ({"seen": SEEN}, [{**CASE["dt"][0], "image_id": 99}], "results: entry 0: image_id 99"),
         ({"seen": SEEN}, [{**CASE["dt"][0], "image_id": 1e300}], "image_id 1e.300 is not an int"),
         ({"seen": SEEN}, [{"image_id": 1, "score": 1}], "results: entry 0: has neither 'bbox'"),

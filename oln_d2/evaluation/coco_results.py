@@ -381,7 +381,7 @@ def _read_pieces(path: StrPath, f: IO[bytes], decode: _Decoder) -> Iterator[list
                 "'annotations' alone)"
             )
         rest = rest[1:]
-        # More at a time where there is no cut, so that an entry of many pieces is not decoded often.
+        # More at a time where there is no cut: an entry of many pieces is not to be decoded often.
         while more := f.read(max(PIECE, len(rest))):
             progress.update(len(more))
             cuts = [match.end() for match in BETWEEN_ENTRIES.finditer(rest)][: -CUTS - 1 : -1]
