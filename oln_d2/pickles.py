@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from collections import OrderedDict
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -61,12 +62,22 @@ NUMPY = {
 }
 
 
+# What old protocols of pickle call by name for plain values: bytes as text, b"" and sets.
+_PYTHON = {
+    "collections.OrderedDict": OrderedDict,
+    "_codecs.encode": lambda text, _: text.encode("latin1"),
+    **{
+        f"{module}.{name}": made
+        for module in ("builtins", "__builtin__")
+        for name, made in (("bytes", lambda: b""), ("set", set), ("frozenset", frozenset))
+    },
+}
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if found := NUMPY.get(f"{module}.{name}"):
+        if found := {**NUMPY, **_PYTHON}.get(f"{module}.{name}"):
             return found
-        if (module, name) in (("collections", "OrderedDict"), ("_codecs", "encode")):
-            return super().find_class(module, name)
         raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
 
 

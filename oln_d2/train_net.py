@@ -116,6 +116,9 @@ def _check(args):
             "hide the GPUs: set the environment variable CUDA_VISIBLE_DEVICES to nothing"
         )
     batch, processes = cfg.SOLVER.IMS_PER_BATCH, needed * args.num_machines
+    for key in "IMS_PER_BATCH", "MAX_ITER":
+        if cfg.SOLVER[key] < 1 and not args.eval_only:
+            raise InputError(f"SOLVER.{key} is {cfg.SOLVER[key]}; it has to be 1 or more")
     if not args.eval_only and cfg.SOLVER.REFERENCE_WORLD_SIZE == 0 and batch % processes:
         raise InputError(
             f"SOLVER.IMS_PER_BATCH is {batch}, which {processes} processes cannot share evenly; "

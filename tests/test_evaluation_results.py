@@ -243,6 +243,13 @@ def test_missing_file(gt, path):
         read_results(path, gt)
 
 
+def test_an_entry_of_many_pieces(gt, path, monkeypatch):
+    """Results with a list of objects in each entry would be called damaged."""
+    monkeypatch.setattr(coco_results, "PIECE", 60)
+    entries = [{**ENTRY, "parts": [{"name": "}, {"}] * 300, "score": i / 8} for i in range(4)]
+    assert read_results(write(path, entries), gt).scores.tolist() == [0, 0.125, 0.25, 0.375]
+
+
 def test_boxes_beyond_the_image_are_no_error(gt, path):
     """Detectors that do not clip their boxes would be refused as if their boxes were corners."""
     rng = np.random.default_rng(2)

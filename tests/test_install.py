@@ -199,6 +199,7 @@ def test_benchmark_evaluator(core):
         "export model.pth out",
         "convert model.pth out",
         "propose coco/val2017 --weights model.pth --output out",
+        "propose coco/val2017 --device cuda --output out",
         "propose coco/val2017 --weights model.pth --config-file oln_box_R_50_FPN.yaml --output out",
         "benchmark masks",
     ],
@@ -209,7 +210,9 @@ def test_missing_layer_is_one_sentence(core, command):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
-    assert re.search(r"install .*\.\[(torch|train|export)\]|install .*detectron2\.git", line)
+    assert re.search(r"install .*\.\[(torch|timm|train|export)\]|install .*detectron2\.git", line)
     assert not (core.folder / "out").exists()
     if command.startswith(("train", "quickstart")):
         assert "[train]" in line  # which includes the extra torch
+    if "cuda" in command:
+        assert "[timm]" in line  # of which the backbone of the model of this package is

@@ -316,6 +316,38 @@ def test_other_settings_are_not_mixed_in(weights, photos, tmp_path, capsys):
     save_checkpoint(model, str(other))
     assert propose(*common, other) == 2
     assert "another model" in capsys.readouterr().err
+    assert propose(photos / "more/1.png", *common[1:], weights) == 2
+    told = f"proposals for images in {photos}, not in {photos}/more, are in this folder"
+    assert told in capsys.readouterr().err
+
+
+BOXES = {"boxes": [[1, 1, 9, 9]], "scores": [0.5]}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"frames": ["1.png/../../../000000.jpg"]},
+        {"frames": ["/000000.jpg"]},
+        {**BOXES, "boxes": [[10**400, 1, 9, 9]]},
+        {**BOXES, "scores": None},
+        {**BOXES, "masks": [{"size": [90, 120], "counts": "0`h9"}]},
+        {**BOXES, "height": "90"},
+    ],
+)
+def test_journals_of_others_are_checked(weights, tmp_path, capsys, entry):
+    """Frames could be written to another folder, and numbers end a run with a traceback."""
+    noise(90, 120).save(tmp_path / "1.png")
+    line = (tmp_path, "--weights", weights, "--output", tmp_path / "out")
+    assert propose(*line) == 0
+    journal = tmp_path / "out/journal.jsonl"
+    first, second = journal.read_text().splitlines()
+    changed = {**{n: v for n, v in json.loads(second).items() if n not in BOXES}, **entry}
+    journal.write_text(f"{first}\n{json.dumps(changed)}\n")
+    capsys.readouterr()
+    assert propose(*line) == 2
+    told = f"journal.jsonl: the line at byte {len(first) + 1} is broken; remove the file to start"
+    assert told in capsys.readouterr().err
 
 
 def test_killed_run_goes_on(weights, tmp_path):

@@ -22,7 +22,9 @@ def to_rle(mask: Any, height: float, width: float) -> dict[str, Any]:
     Raises:
         Exception: it is something else; pycocotools raises no narrower one.
     """
-    if isinstance(mask, list) and mask:
+    if not mask:
+        raise ValueError("it is empty")
+    if isinstance(mask, list):
         height, width = int(height), int(width)
         check_polygons(mask, height, width)
         return mask_utils.merge(mask_utils.frPyObjects(mask, height, width))
@@ -56,7 +58,8 @@ def check_polygons(polygons: Sequence[Sequence[float]], height: int, width: int)
             points = np.array(polygon[: len(polygon) // 2 * 2], float).reshape(-1, 2)
         except (LookupError, OverflowError, TypeError, ValueError):
             raise ValueError("a polygon is not a list of numbers") from None
-        length = np.abs(np.diff(points, axis=0, prepend=0)).max(axis=1, initial=0).sum()
+        with np.errstate(all="ignore"):
+            length = np.abs(np.diff(points, axis=0, prepend=0)).max(axis=1, initial=0).sum()
         if not length <= limit:
             raise ValueError("a polygon is longer than its image has pixels, or not finite")
 

@@ -181,7 +181,7 @@ def add_proposals(records: list[dict[str, Any]], path: str) -> None:
     # Detectron's files have the other names.
     for name, other in ("ids", "indexes"), ("boxes", "boxes"), ("objectness_logits", "scores"):
         part = found.get(name, found.get(other))
-        if not isinstance(part, (list, tuple, np.ndarray)):
+        if not isinstance(part, (list, tuple, np.ndarray)) or getattr(part, "shape", None) == ():
             raise InputError(f"{path}: has no list {name!r} of the images; {remedy}")
         parts.append(part)
     numbers = list(map(len, parts))
@@ -191,8 +191,8 @@ def add_proposals(records: list[dict[str, Any]], path: str) -> None:
             f"which have to be one of each for an image; {remedy}"
         )
     mode = found.get("bbox_mode", 0)
-    if mode not in (0, 1):
-        raise InputError(f"{path}: bbox_mode is {mode!r}, neither 0, XYXY, nor 1, XYWH; {remedy}")
+    if isinstance(mode, np.ndarray) or mode not in (0, 1):
+        raise InputError(f"{path}: bbox_mode is {mode}, neither 0, XYXY, nor 1, XYWH; {remedy}")
     places = {str(image): place for place, image in enumerate(parts[0])}
     for record in records:
         place = places.get(str(record["image_id"]))
@@ -202,9 +202,10 @@ def add_proposals(records: list[dict[str, Any]], path: str) -> None:
                 "propose with --gt and the annotations of the data set, so that each has an entry"
             )
         try:
-            boxes = np.asarray(parts[1][place], np.float32).reshape(-1, 4)
-            logits = np.asarray(parts[2][place], np.float32).reshape(len(boxes))
-        except (TypeError, ValueError):
+            with np.errstate(over="ignore"):  # to infinity, see below
+                boxes = np.asarray(parts[1][place], np.float32).reshape(-1, 4)
+                logits = np.asarray(parts[2][place], np.float32).reshape(len(boxes))
+        except (OverflowError, TypeError, ValueError):
             raise InputError(
                 f"{path}: entry {place}: boxes and objectness_logits are not of the shapes (D, 4) "
                 f"and (D,); {remedy}"

@@ -255,7 +255,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         Raises:
             InputError: none can be read.
         """
-        named, problem = self.get_checkpoint_file(), None
+        problem = None
+        try:
+            named = self.get_checkpoint_file()
+        except ValueError:  # of bytes that are no text
+            named = os.path.join(self.save_dir, "last_checkpoint")
         others = sorted(glob.glob(os.path.join(glob.escape(self.save_dir), "model_[0-9]*.pth")))
         for path in dict.fromkeys([named, *reversed(others)]):
             try:

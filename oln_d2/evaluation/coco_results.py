@@ -381,24 +381,23 @@ def _read_pieces(path: StrPath, f: IO[bytes], decode: _Decoder) -> Iterator[list
                 "'annotations' alone)"
             )
         rest = rest[1:]
-        while more := f.read(PIECE):
+        # More at a time where there is no cut: an entry of many pieces is not to be decoded often.
+        while more := f.read(max(PIECE, len(rest))):
             progress.update(len(more))
             cuts = [match.end() for match in BETWEEN_ENTRIES.finditer(rest)][: -CUTS - 1 : -1]
-            failures = []
             for cut in cuts:
                 try:
                     entries = decode(b"[" + rest[:cut].rstrip()[:-1] + b"]", done)
                 except msgspec.ValidationError as error:
                     raise _describe(path, rest, done, error) from None
                 except msgspec.DecodeError as error:
-                    failures.append(error)  # an entry that has a list of objects was cut
-                    continue
+                    if "truncated" in str(error):  # an entry that has a list of objects was cut
+                        continue
+                    raise _describe(path, rest, done, error) from None
                 yield entries
                 done += len(entries)
                 rest = rest[cut:]
                 break
-            if failures and len(failures) == len(cuts):
-                raise _describe(path, rest, done, failures[0]) from None
             rest += more
         progress.update(len(rest))
         try:

@@ -76,13 +76,13 @@ class Journal:
         self.places: dict[str, Place] = {}  # by name, whose last entry counts
         self._finished: dict[str, str] = {}  # by path
         self._ends: dict[str, int] = {}  # by path: where the last whole line read ends
+        self.locks = self._lock(shard)  # last as long as the journal
         files = {os.path.join(folder, name) for names in FILES.values() for name in names}
         for file in sorted(filter(os.path.exists, files)) if not self._paths() else ():
             raise InputError(
                 f"{file}: is there, but no {os.path.basename(self.path)} of the run that wrote it; "
                 "choose another --output, or remove it"
             )
-        self.locks = self._lock(shard)  # last as long as the journal
         try:
             self.file = open(self.path, "a+b")  # noqa: SIM115  to be added to
         except OSError as error:
@@ -132,7 +132,7 @@ class Journal:
                     self._compare(json.loads(line), path)
                 else:
                     self._keep(decode(line), path, offset)
-            except (RecursionError, ValueError) as error:
+            except (AttributeError, RecursionError, ValueError) as error:
                 if isinstance(error, InputError):
                     raise
                 raise _broken(path, offset) from None
@@ -143,6 +143,10 @@ class Journal:
         if entry.finished is not None:
             self._finished[path] = entry.finished
         if entry.name is not None:
+            # Files are written by the names of frames, so these are not to lead elsewhere.
+            of_frame = re.compile(re.escape(entry.name) + r"/\d+\.jpg")
+            if not all(map(of_frame.fullmatch, entry.frames or ())):
+                raise ValueError("no names of frames")
             size = entry.height, entry.width
             self.places[entry.name] = Place(
                 entry.stamp, path, offset, size, entry.as_stored, entry.frames
@@ -243,6 +247,6 @@ class Journal:
                 raise ValueError("not finite")
             if found.masks is not None and wrong_rle(found.masks.rles) is not None:
                 raise ValueError("no mask")
-        except (AttributeError, LookupError, TypeError, ValueError):
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError):
             raise _broken(place.path, place.offset) from None
         return found

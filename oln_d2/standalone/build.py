@@ -165,7 +165,8 @@ def _check_settings(architecture, settings):
     defaults = DEFAULTS[architecture]
     for name in settings:
         if name not in defaults and architecture != "faster_rcnn":  # which has torchvision's, too
-            near = difflib.get_close_matches(name, [*defaults, "depth", "backbone", "norm"], n=1)
+            known = [*defaults, *signature(build_detector).parameters]
+            near = difflib.get_close_matches(name, known, n=1)
             raise InputError(
                 f"{name} is no setting of {architecture}; near it: {', '.join(near) or 'depth'}"
             )

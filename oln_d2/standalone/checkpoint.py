@@ -99,7 +99,7 @@ def _read(file, path):
     try:
         with open(file, "rb") as f:
             head = f.read(1024)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # the latter of a name that no file can have
         raise InputError(
             f"{path}: no such file; give a checkpoint, e.g. output/model_final.pth"
         ) from None
@@ -175,12 +175,9 @@ def _tensors(found):
     for name, value in dict(found).items():  # a pickle may replace the methods of an OrderedDict
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
             value = torch.from_numpy(value)
-        if isinstance(value, torch.Tensor) and not (
-            value.layout != torch.strided
-            or value.is_quantized
-            or value.is_complex()
-            or value.is_meta
-        ):
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+            continue
+        if not (value.is_quantized or value.is_complex() or value.is_meta):
             parameters[str(name)] = value
     for prefix in _WRAPPERS:
         own = {n: value for n, value in parameters.items() if n != "n_averaged"}  # an average's

@@ -13,9 +13,9 @@ class Row(NamedTuple):
 
     name: str
     # Writes the inputs into an empty folder; "{weights}" in `line` is the checkpoint of a small
-    # OLN-Box, "{recipe}" the config file that builds it with Detectron2.
+    # OLN-Box, "{recipe}" the config file that builds it with Detectron2, "{name}" a name for data.
     make: Callable[[Path], None]
-    line: str  # the command, run in that folder: "evaluate gt.json d.json --seen mug"
+    line: str  # the command, run in that folder: "evaluate gt.json d.json --seen mug"; or train_net
     says: tuple[str, ...]  # parts of what is printed, in any order
     code: int = 0
     lacks: tuple[str, ...] = ()  # parts that must not be printed
