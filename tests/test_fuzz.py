@@ -334,6 +334,7 @@ def test_a_few(name, tmp_path, monkeypatch):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", NAMES)
-def test_many(name, tmp_path, monkeypatch):
-    """As above, other examples each time; hypothesis prints the one that fails."""
-    run(name, tmp_path, monkeypatch, times=30, print_blob=True)
+def test_many(name, tmp_path, monkeypatch, request):
+    """As above; others with --hypothesis-seed=random, which prints the one that fails."""
+    is_fixed = request.config.getoption("--hypothesis-seed") is None
+    run(name, tmp_path, monkeypatch, times=10, derandomize=is_fixed, print_blob=not is_fixed)
