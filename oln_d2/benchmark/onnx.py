@@ -119,8 +119,8 @@ def benchmark_onnx(
     """
     check_limits(repeats=(repeats, POSITIVE_INT), top_k=(top_k, POSITIVE_INT))
     for name, numbers in ("proposals", proposals), ("threads", threads):
-        for number in numbers:
-            check_limits(**{name: (number, POSITIVE_INT)})
+        for value in numbers:
+            check_limits(**{name: (value, POSITIVE_INT)})
     if plot is not None:
         require_format(plot)
         if gt is None:
