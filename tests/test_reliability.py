@@ -65,6 +65,16 @@ def test_three_kills(what):
     assert f"{what}: killed 3 times" in done.stdout and "0 differences" in done.stdout
 
 
+def test_the_last_score_survives_a_kill(tmp_path):
+    """Else the last checkpoint of a training says whether it was resumed after its evaluation."""
+    from oln_d2.standalone.training import Best
+
+    before, after = (Best(str(tmp_path), "AR@100") for _ in range(2))
+    before.current_score = torch.tensor(0.5)
+    after.load_state_dict(before.state_dict())
+    assert after.state_dict() == before.state_dict()
+
+
 class Disk:
     """A file system of its own, of so many bytes."""
 

@@ -199,7 +199,8 @@ def different(path, other):
     if one.keys() != two.keys():
         return [f"{path.name} has other entries: {sorted(one.keys() ^ two.keys())[:3]}"]
     same = (
-        torch.equal(v, two[k]) if isinstance(v, torch.Tensor) else v == two[k] or v != v
+        type(v) is type(two[k])
+        and (torch.equal(v, two[k]) if isinstance(v, torch.Tensor) else v == two[k] or v != v)
         for k, v in one.items()
     )
     return [f"{path.name}{key}" for key, equal in zip(one, same) if not equal]

@@ -217,6 +217,8 @@ class Best(callbacks.ModelCheckpoint):
             state.update(best_model_path=path, kth_best_model_path=path)
             state["best_k_models"] = dict(zip([path], scores))
         super().load_state_dict(state)
+        # Lightning forgets it; a resumed training then leaves another checkpoint than an unbroken.
+        self.current_score = state_dict["current_score"]
 
 
 class WholeFiles(TorchCheckpointIO):
