@@ -139,7 +139,7 @@ def benchmark_onnx(
         paths = [os.path.join(images, entry["file_name"]) for entry in entries]
     photos = [open_image(path) for path in paths]
     ks = [k for k in KS if k <= top_k]
-    recalls: dict[str, list[str]] = {}  # the same with any number of threads
+    recalls: dict[str, list[tuple[float, float]]] = {}  # the same with any number of threads
     for count in threads:
         runs = {"OLN-Box": _ours(photos, top_k, count)}
         for kept in proposals:
