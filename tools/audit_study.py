@@ -12,7 +12,7 @@ file, is paired. "Chance" draws boxes of other images in random order. `--missed
 annotations together lack; how many of them are among the first candidates of their images, all
 annotations given.
 
-For models that are trained on data with gaps (`oln-d2 audit --cross-fit`), the same of any data set:
+For models trained on data with gaps (`oln-d2 audit --cross-fit`), the same of any data set:
 
     python tools/audit_study.py train.json --write-given given.json --seed 0
     oln-d2 audit given.json --images train/ --cross-fit 2 --seed 0 --output oln
@@ -220,9 +220,7 @@ def main() -> None:
             for least in OVERLOOKED:
                 lists[f"ObjectLab, from {least}"] = overlooked(found, hidden.kept, content, least)
         print(f"\n{len(hidden.objects)} objects {group}\n")
-        table(
-            {n: count_shown(c, hidden.objects, content) for n, c in lists.items()}, last, draws
-        )
+        table({n: count_shown(c, hidden.objects, content) for n, c in lists.items()}, last, draws)
     if args.missed:
         missed = json.loads(Path(args.missed).read_text())["annotations"]
         print(f"\n| of {len(missed)} objects | {' | '.join(map(str, OF_ITS_IMAGE))} |")
