@@ -87,9 +87,10 @@ def main() -> None:
         parser.add_argument(option, nargs=2, metavar=("GT", "IMAGES"), required=True)
     parser.add_argument("--output", default="output/measure_weights")
     args = parser.parse_args()
-    path = weights.PACKAGE / f"{args.name}.json"
+    folders = [weights.PACKAGE, weights.REPOSITORY]
+    path = next(f for folder in folders for f in folder.glob(f"{args.name}.json"))
     card = read_json(path)
-    files = [f for f in sorted(weights.PACKAGE.glob(f"{args.name}.*")) if f.suffix != ".json"]
+    files = [f for f in sorted(path.parent.glob(f"{args.name}.*")) if f.suffix != ".json"]
     card["sha256"] = {f.suffix[1:]: file_digest(f) for f in files}
     proposer = oln_d2.load(files[0], device="cpu")  # .onnx before .safetensors
     measured = card["measured"] = {}
