@@ -36,7 +36,8 @@ def load(
         config_file: Detectron2's; a file, or the name of a recipe of the model zoo.
         device: "cpu", "cuda" or "auto": CUDA where there is any.
         min_size, tiles: to find smaller objects, see :meth:`Proposer.look_closer`.
-        max_proposals: to take less time, see :meth:`Proposer.limit_proposals`.
+        max_proposals: to take less time, see :meth:`Proposer.limit_proposals`. By default the
+            shipped model takes 500; 2000 are more than it has.
 
     Raises:
         InputError: files that cannot be read, do not fit each other, or no such device.
@@ -45,8 +46,11 @@ def load(
     check_limits(device=(device, one_of("auto", "cpu", "cuda")))
     proposer = _load(weights, config_file, device)
     proposer.look_closer(min_size, tiles)
+    card = shipped.card_of(proposer.identity)
+    if max_proposals is None and card:
+        max_proposals = card.get("max_proposals")
     proposer.limit_proposals(max_proposals)
-    if card := shipped.card_of(proposer.identity):
+    if card:
         proposer.likely_score = card["likely_score"]
         proposer.copy_factor = card["copy_factor"]
     return proposer

@@ -187,6 +187,27 @@ def test_proposals_of_an_image():
         boxes, logits, levels, (50, 100), 9, nms=lambda b, s, level: (level == 0).nonzero()[:, 0]
     )
     assert of_level_0[0].tolist() == [[0, 0, 10, 10]]
+
+
+def test_copies_come_last():
+    """Who takes few proposals must not get the same object many times and others not at all."""
+    boxes = torch.tensor([[0.0, 0, 20, 20], [0, 0, 20, 19], [0, 0, 19, 19], [50, 0, 60, 10]])
+    logits, levels = torch.tensor([4.0, 3, 2, 1]), torch.tensor([0, 1, 0, 1])
+
+    def kept(top_n, copies_last=True):
+        found, scores = select_proposals(
+            boxes, logits, levels, (50, 100), top_n, copies_last=copies_last
+        )
+        assert torch.equal(found, boxes[(4 - scores).long()])
+        return scores.tolist()
+
+    assert kept(1) == [4] and kept(2) == [4, 1] and kept(3) == [4, 3, 1]
+    assert kept(4) == kept(9) == [4, 3, 2, 1]  # the public code's
+    assert kept(2, copies_last=False) == [4, 3]
+
+
+def test_what_diverged_is_named():
+    boxes, logits = torch.tensor([[0.0, 0, torch.nan, 9]]), torch.zeros(1)
     losses = {"loss_a": torch.tensor(0.5), "loss_b": torch.tensor(torch.nan)}
     with pytest.raises(FloatingPointError, match="RPN .*loss_a 0.5, loss_b nan.: lower the rate"):
         check_finite(boxes, logits, losses, "lower the rate")

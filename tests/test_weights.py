@@ -12,6 +12,7 @@ from pycocotools import mask as mask_utils
 import oln_d2
 from oln_d2 import model_zoo, weights
 from oln_d2.boxes import nms, to_xywh
+from oln_d2.checks import InputError
 from oln_d2.cli import main
 
 PHOTOS = ROOT / "examples/photos"
@@ -36,6 +37,16 @@ def test_default():
             to_xywh(likely.boxes), to_xywh(np.array(objects, float)), [0] * len(objects)
         )
         assert (iou.max(axis=0) > 0.5).all(), name
+
+
+def test_default_number_of_proposals():
+    """By default half of the proposals go through the second stage; who asks gets all."""
+    numbers = {}
+    for number in (None, 500, 2000):
+        proposer = oln_d2.load(max_proposals=number)
+        numbers[number] = len(next(proposer(PHOTOS / "coffee.jpg", top_k=2000)))
+    assert numbers[None] == numbers[500] < numbers[2000]
+    assert weights.card()["max_proposals"] == 500
 
 
 def test_copies_come_later(tmp_path):
@@ -161,6 +172,13 @@ def test_damaged_installation(copy, tmp_path, capsys):
     card.write_text(json.dumps({**json.loads(card.read_text()), "format": 2}))
     weights.card.cache_clear()
     refused(f"{card}: is of the format 2, not 1")
+
+
+def test_not_in_the_package(tmp_path, monkeypatch):
+    """Weights that only the repository has: the remedy is not to install again."""
+    monkeypatch.setattr(weights, "REPOSITORY", tmp_path)
+    with pytest.raises(InputError, match="oln_box_lite0_voc_v1: .*clone the repository"):
+        weights.find(".safetensors", "oln_box_lite0_voc_v1")
 
 
 def test_no_images(tmp_path, capsys):

@@ -10,7 +10,6 @@ train`: the best 1000 boxes of an image, NMS at 0.7.
 import argparse
 import os
 
-import numpy as np
 import torch
 from torchvision.ops import nms
 from tqdm import tqdm

@@ -103,8 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-proposals",
         type=int,
         metavar="N",
-        help="only the N best proposals go through the second stage: less time, and a little less "
-        "is found (default: all)",
+        help="at most N proposals of an image go through the second stage: less time, and a little "
+        "less is found (default: 500 with the shipped model, all with others)",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument(

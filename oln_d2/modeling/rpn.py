@@ -395,6 +395,7 @@ class OLNRPN(RPN):
                 self.post_nms_topk[self.training],
                 min_side=self.min_box_size,
                 nms=nms if self.nms[self.training] else None,
+                copies_last=not self.training,
             )
             proposals.append(
                 Instances(image_size, proposal_boxes=Boxes(boxes_i), objectness_logits=logits_i)

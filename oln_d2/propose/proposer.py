@@ -88,8 +88,9 @@ class Proposer(ABC):
         Take less time and find a little less.
 
         Args:
-            number: at most so many proposals of an image, the best, go through the second stage;
-                None: as the model was built.
+            number: at most so many proposals of an image go through the second stage: the best that
+                are no near copies of a better one, then the best of these. None: as the model was
+                built.
 
         Raises:
             InputError: a number below 1, or a model that takes none.

@@ -17,7 +17,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from oln_d2.checks import InputError, needs
 from oln_d2.files import StrPath, check_output, write_whole
+from oln_d2.localization import without_copies
 from oln_d2.propose.onnx import FORMAT, INPUTS, OUTPUTS, SETTINGS, OnnxProposer
+from oln_d2.scores import OBJECTNESS
 from oln_d2.standalone.build import load_detector
 from oln_d2.standalone.models import OLNBox, Transform
 
@@ -32,12 +34,13 @@ class ExportedGraph(nn.Module):
     The exported part of an OLN-Box: all but the resizing of images, which Pillow does.
 
     Args:
-        model: in inference mode. Its own limit of detections is taken away: it is an input here.
+        model: in inference mode. Its own limits are taken away: they are inputs here.
     """
 
     def __init__(self, model: OLNBox):
         super().__init__()
         self.model = model
+        model.rpn._post_nms_top_n["testing"] = 10**6
         model.roi_heads.detections_per_img = None
 
     def forward(
@@ -62,7 +65,8 @@ class ExportedGraph(nn.Module):
         images = ImageList(padded[None], [(height, width)])
         features = model.backbone(images.tensors)
         (proposals,), _ = model.rpn(images, features)
-        best = _slice(max_proposals)
+        order = without_copies(*(proposals[name] for name in ("boxes", OBJECTNESS.attribute)))
+        best = order[_slice(max_proposals)].sort().values
         proposals = {name: value[best] for name, value in proposals.items()}
         (found,), _ = model.roi_heads(features, [proposals], images.image_sizes)
         kept = _slice(max_detections)

@@ -335,7 +335,14 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
         ret = []
         for boxes, logits, i, shape in zip(proposals, objectness, best, image_shapes):
             boxes, logits = select_proposals(
-                boxes[i], logits[i], levels[i], shape, top_n, nms=nms_by_level
+                boxes[i],
+                logits[i],
+                levels[i],
+                shape,
+                top_n,
+                nms=nms_by_level,
+                # An export, which cannot branch on their number, does it itself.
+                copies_last=not (self.training or torch.compiler.is_exporting()),
             )
             ret.append({"boxes": boxes, OBJECTNESS.attribute: logits.sigmoid()})
         return ret
@@ -562,8 +569,9 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         pixel_mean, pixel_std: of red, green and blue, in [0, 255], that the backbone was trained
             with. Default: ImageNet's.
         rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test: proposals of each level.
-        rpn_post_nms_top_n_test: proposals of an image in inference, the best of all levels; fewer
-            take less time and find a little less. None, as in the authors' code: all.
+        rpn_post_nms_top_n_test: proposals of an image in inference, of all levels; fewer take less
+            time and find a little less; near copies of a better one go first. None, as in the
+            authors' code: all.
         rpn_nms_thresh: IoU of the NMS of the proposals, None for none.
         objectness_negatives: whether anchors on no annotated object teach the first score, with
             target 0, as in the authors' code. Without, and without `box_score_negatives`, an object

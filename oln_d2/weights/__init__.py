@@ -1,12 +1,14 @@
 """
-The trained model that the package ships. Beside this file lie, under one name with its version,
+Trained models. The one that the package ships lies beside this file; others are in the folder
+`weights/` of the repository. Each has one name, with its version, and some of
 
     NAME.onnx: for any machine, without PyTorch
     NAME.safetensors: the same weights for PyTorch and Detectron2, also to train on from
-    NAME.json: what it is: "sha256" of the others by their endings, "likely_score" and
-        "copy_factor" (see `Proposer`), and how the model was trained and measured
+    NAME.json: what they are: "sha256" of the others by their endings, "likely_score" and
+        "copy_factor" (see `Proposer`), maybe "max_proposals" (see `load`), and how the model was
+        trained and measured
 
-docs/model_card.md says what it finds, MODEL_LICENSES.md where it comes from.
+docs/model_card.md says what they find, MODEL_LICENSES.md where they come from.
 """
 
 from functools import cache
@@ -19,6 +21,7 @@ from oln_d2.files import file_digest, read_json
 SHIPPED = "oln_box_lite0_general_v1"
 FORMAT = 1  # of the .json
 PACKAGE = Path(__file__).parent
+REPOSITORY = PACKAGE.parents[1] / "weights"
 
 
 @cache
@@ -33,10 +36,11 @@ def card(name: str = SHIPPED) -> dict[str, Any]:
 
 def card_of(digest: str) -> dict[str, Any] | None:
     """The card of the weights whose file has this SHA-256, wherever it lies; None for others."""
-    for path in sorted(PACKAGE.glob("*.json")):
-        content = read_json(path)
-        if digest in content.get("sha256", {}).values():
-            return content
+    for folder in (PACKAGE, REPOSITORY):
+        for path in sorted(folder.glob("*.json")):
+            content = read_json(path)
+            if digest in content.get("sha256", {}).values():
+                return content
     return None
 
 
@@ -60,10 +64,16 @@ def find(ending: str, name: str = SHIPPED) -> str:
 
 
 def _path(name, ending):
-    path = PACKAGE / f"{name}{ending}"
-    if not path.is_file():
-        raise _damaged(path, "is missing")
-    return path
+    file = f"{name}{ending}"
+    path = next((f / file for f in (PACKAGE, REPOSITORY) if (f / file).is_file()), PACKAGE / file)
+    if path.is_file():
+        return path
+    if name != SHIPPED:
+        raise InputError(
+            f"{name}: these weights are not in the installed package; clone the repository, which "
+            "has them in weights/, and run it from there"
+        )
+    raise _damaged(path, "is missing")
 
 
 def _damaged(path, what):
