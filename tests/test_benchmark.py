@@ -56,7 +56,7 @@ def test_inference(models, photos, capsys):
     assert "2 images of 128 x 128 pixels at most" in printed
     ours, fewer, theirs = rows(printed)
     assert [row[0] for row in (ours, fewer, theirs)] == [
-        "OLN-Box, all proposals", "OLN-Box, the best 20", "Faster R-CNN, 1000"
+        "OLN-Box, all proposals", "OLN-Box, 20 proposals", "Faster R-CNN, 1000"
     ]  # fmt: skip
     assert int(ours[3]) > int(fewer[3]) == 20
     for row, shares in (ours, ours[4:8]), (fewer, fewer[4:8]), (theirs, theirs[3:7]):
@@ -142,7 +142,7 @@ def test_onnx(photos, tmp_path, capsys):
     assert main([*line, str(tmp_path / "halves.onnx"), *more, "--plot", str(plot)]) == 0
     ours, fewer, small, other, *torchvision = rows(capsys.readouterr().out)
     assert [ours[0], fewer[0], small[0], other[0]] == [
-        "OLN-Box", "OLN-Box, the best 20 proposals", "OLN-Box, 64 pixels", "halves.onnx"
+        "OLN-Box", "OLN-Box, 20 proposals", "OLN-Box, 64 pixels", "halves.onnx"
     ]  # fmt: skip
     assert other[3:] == ["0.0 / 50.0", "0.0 / 50.0"] and len(ours) == len(fewer) == 5
     assert float(small[1]) < float(ours[1])

@@ -275,7 +275,7 @@ def standalone(
     Args:
         config: arguments of :func:`build_detector`, for a model without weights. None: the shipped
             model; the other's backbone has its weights, too.
-        proposals: numbers of the best proposals that go through the second stage, instead of all.
+        proposals: numbers of proposals that go through the second stage, instead of all.
         compiled: also with backbone and pyramid by `torch.compile`.
 
     Returns:
@@ -294,7 +294,7 @@ def standalone(
     for number in proposals:
         fewer = build_detector(**{**ours.config, "rpn_post_nms_top_n_test": number})
         fewer.load_state_dict(ours.state_dict())
-        models[f"OLN-Box, the best {number}"] = fewer
+        models[f"OLN-Box, {number} proposals"] = fewer
     names = DEFAULTS["faster_rcnn"].keys() | {"box_batch_size_per_image"}
     shared = {n: v for n, v in ours.config.items() if n in names or n not in DEFAULTS["oln_box"]}
     shared |= {"architecture": "faster_rcnn", "rpn_post_nms_top_n_test": PROPOSALS}
@@ -327,7 +327,7 @@ def detectron2(
     wanted = [(f"OLN-Box, {ALL}", ours, ["MODEL.OLN.LTRB_INIT", 0.5])]
     for number in proposals:
         opts = ["MODEL.OLN.LTRB_INIT", 0.5, top_n, number]
-        wanted.append((f"OLN-Box, the best {number}", ours, opts))
+        wanted.append((f"OLN-Box, {number} proposals", ours, opts))
     wanted.append((f"Faster R-CNN, {PROPOSALS}", theirs, [top_n, PROPOSALS]))
     configs = [load_config(recipe, ["MODEL.DEVICE", device, *opts]) for _, recipe, opts in wanted]
     from detectron2.modeling import build_model

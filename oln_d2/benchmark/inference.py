@@ -15,7 +15,7 @@ def benchmark_infer(
     recipes: tuple[str, str] | None = None,
     *,
     photos: StrPath | None = None,
-    proposals: Sequence[int] = (1000, 700, 500),
+    proposals: Sequence[int] = (1000, 500, 300),
     compiled: bool = False,
     repeats: int = 5,
     device: str = "cpu",
@@ -23,14 +23,14 @@ def benchmark_infer(
 ) -> None:
     """
     Print a table: seconds an image, how they divide, the ratio to Faster R-CNN's, RoIs and memory,
-    of all proposals, as the public setting has them, and of the best only. Images are resized
-    before and pass one by one.
+    of all proposals, as the public setting has them, and of fewer. Images are resized before and
+    pass one by one.
 
     Args:
         model: arguments of :func:`oln_d2.standalone.build_detector`; None: the shipped model.
         recipes: instead of these, two of Detectron2, ours first.
         photos: a folder; None: the examples in the repository.
-        proposals: so many of the best.
+        proposals: so many of them, near copies left out first.
         compiled: also with backbone and pyramid by `torch.compile`, which needs a C++ compiler; not
             with `recipes`.
         repeats: of which the median is taken.

@@ -88,7 +88,7 @@ def benchmark_onnx(
     split: str = "voc",
     number: int | None = None,
     other: StrPath | None = None,
-    proposals: Sequence[int] = (700, 500),
+    proposals: Sequence[int] = (2000, 200),
     sizes: Sequence[int] = (),
     top_k: int = 100,
     threads: Sequence[int] = (1, 2),
@@ -96,8 +96,8 @@ def benchmark_onnx(
     plot: StrPath | None = None,
 ) -> None:
     """
-    Print tables: milliseconds of the shipped model, with all and with the best proposals only, and
-    of others for the same images, resized before, one by one. torchvision's small Faster R-CNN,
+    Print tables: milliseconds of the shipped model, by default and with other numbers of proposals,
+    and of others for the same images, resized before, one by one. torchvision's small Faster R-CNN,
     without weights and for one class, is among them where torchvision is.
 
     Args:
@@ -107,7 +107,7 @@ def benchmark_onnx(
         split: its seen categories, see :func:`oln_d2.evaluate`.
         number: of images, evenly taken from all; None: all.
         other: a file for :class:`TensorFlowDetector`.
-        proposals: so many of the best.
+        proposals: see :meth:`Proposer.limit_proposals`; 2000 are more than there are.
         sizes: other lengths of the shorter image side.
         top_k: boxes of an image, of each; AR is at 10, 100 and 1000 boxes, as far as there are.
         threads: a table for each.
@@ -143,7 +143,7 @@ def benchmark_onnx(
     for count in threads:
         runs = {"OLN-Box": _ours(photos, top_k, count)}
         for kept in proposals:
-            name = f"OLN-Box, the best {kept} proposals"
+            name = f"OLN-Box, {kept} proposals"
             runs[name] = _ours(photos, top_k, count, proposals=kept)
         for size in sizes:
             runs[f"OLN-Box, {size} pixels"] = _ours(photos, top_k, count, size=size)
@@ -207,7 +207,7 @@ def _plot(path, times, recalls, ks):
         for name, recall in recalls.items():
             at = 1000 * times[name], recall[i][0]
             axes.plot(*at, "o")
-            label = name.replace("OLN-Box, ", "").replace("the best ", "")
+            label = name.replace("OLN-Box, ", "")
             axes.annotate(label, at, xytext=(4, -3), textcoords="offset points", fontsize=7)
         axes.set(xscale="log", xlabel="ms an image", ylabel=f"AR@{k} of unseen objects in percent")
         axes.grid(alpha=0.3)

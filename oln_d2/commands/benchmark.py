@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser = what.add_parser(
         "infer",
         help="inference, against Faster R-CNN",
-        description="Inference of OLN-Box, with all and with the best proposals only, and of a "
+        description="Inference of OLN-Box, with all proposals and with fewer, and of a "
         "class-agnostic Faster R-CNN of the same size, in turn: seconds, how they divide, and "
         "memory.",
     )
@@ -71,9 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--proposals",
         type=int,
         nargs="+",
-        default=[1000, 700, 500],
+        default=[1000, 500, 300],
         metavar="N",
-        help="how many of the best go through the second stage (default 1000 700 500)",
+        help="how many go through the second stage (default 1000 500 300)",
     )
     parser.add_argument(
         "--compile",
@@ -102,9 +102,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--proposals",
         type=int,
         nargs="*",
-        default=[700, 500],
+        default=[2000, 200],
         metavar="N",
-        help="also with the N best proposals only (default 700 500)",
+        help="also with --max-proposals N (default 2000, which are all, and 200)",
     )
     parser.add_argument(
         "--sizes", type=int, nargs="*", default=[], metavar="PX", help="also by these --min-size"
