@@ -7,6 +7,7 @@ from oln_d2 import weights as shipped
 from oln_d2.checks import InputError, check_limits, needs, one_of
 from oln_d2.files import StrPath
 from oln_d2.model_zoo import get_checkpoint_url, load_config
+from oln_d2.pickles import read_head
 from oln_d2.propose import classic
 from oln_d2.propose.proposer import Proposer
 
@@ -80,6 +81,8 @@ def _load(weights, config_file, device):
         from oln_d2.propose.onnx import OnnxProposer
 
         return OnnxProposer(weights, "cpu" if device == "auto" else device)
+    if "://" not in weights:
+        read_head(weights, weights)
     with needs(weights, extra):
         import torch
     if device == "cuda" and not torch.cuda.is_available():

@@ -1,4 +1,7 @@
-"""Pickles of plain values and numpy's arrays, read without executing what else they may hold."""
+"""
+Pickles of plain values and numpy's arrays, read without executing what else they may hold; and what
+is no checkpoint.
+"""
 
 import pickle
 import re
@@ -9,6 +12,22 @@ import numpy as np
 
 from oln_d2.checks import InputError
 from oln_d2.files import StrPath
+
+# How files begin that were taken for checkpoints, and what they are; the first that fits.
+_OTHER_FILES = {
+    rb"version https://git-lfs": "a Git LFS pointer, which stands for the file; run `git lfs pull` "
+    "in its repository, or download the file itself",
+    rb"(\xef\xbb\xbf)?\s*<": "a web page (HTML or XML), such as a quota or login page, saved under "
+    "this name; open its address in a browser and fetch the file again",
+    rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar": "an archive; unpack it and give the "
+    "checkpoint in it",
+    rb"\x89HDF": "HDF5, as Keras writes it; give a checkpoint of PyTorch",
+    rb"\x08.\x12": "ONNX, not a checkpoint; only `propose` and oln_d2.load take it, under a name "
+    "that ends in .onnx",
+    # Python 2 wrote pickles as text.
+    rb"(?!\(d|c\w+\n)[\t\r\n -~]+\Z": "text, not a checkpoint; give one, e.g. "
+    "output/model_final.pth",
+}
 
 
 class _Dtype:
@@ -74,11 +93,57 @@ _PYTHON = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+def _read_bytearray(unpickler: Any) -> None:
+    unpickler.load_binbytes8()
+    unpickler.stack[-1] = bytearray(unpickler.stack[-1])
+
+
+class _Unpickler(pickle._Unpickler):
+    """
+    That in Python: the one in C fills memory up to any number that a few bytes name as a place in
+    its memo, which is a dict here. A `bytearray` is made once its bytes have been read.
+    """
+
+    dispatch = {
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: _read_bytearray,
+    }
+
     def find_class(self, module: str, name: str) -> Any:
-        if found := {**NUMPY, **_PYTHON}.get(f"{module}.{name}"):
+        # An array is made by other functions; the class itself makes one of any size.
+        if found := {**NUMPY, "numpy.ndarray": object, **_PYTHON}.get(f"{module}.{name}"):
             return found
         raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+
+
+def read_head(file: StrPath, path: StrPath) -> bytes:
+    """
+    Args:
+        file: is to be read as a checkpoint.
+        path: what errors call it.
+
+    Returns:
+        its first bytes.
+
+    Raises:
+        InputError: no such file, or plainly no checkpoint; said without PyTorch.
+    """
+    try:
+        with open(file, "rb") as f:
+            head = f.read(1024)
+    except (FileNotFoundError, ValueError):  # the latter of a name that no file can have
+        raise InputError(
+            f"{path}: no such file; give a checkpoint, e.g. output/model_final.pth"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if not head.strip(b"\0"):
+        what = "holds nothing but zeros" if head else "is empty"
+        raise InputError(f"{path}: {what}; fetch or write it again")
+    for pattern, what in _OTHER_FILES.items():
+        if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
+            raise InputError(f"{path}: is {what}")
+    return head
 
 
 def load_plain(file: BinaryIO) -> Any:

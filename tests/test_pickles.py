@@ -1,6 +1,8 @@
 """Pickles that others write must be read as before; what more they hold must not run."""
 
 import pickle
+import subprocess
+import sys
 from collections import OrderedDict
 
 import numpy as np
@@ -74,6 +76,32 @@ def test_the_model_zoo_is_read(tmp_path):
         found = read_checkpoint(tmp_path / "a.pkl")
         assert torch.equal(found["model"]["conv1_w"], torch.ones(2, 3))
         assert found.get("__author__") == content.get("__author__")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others measure memory in other units")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02Nr\0\0\0\x08.",  # place 2**27 of the memo
+        b"Np134217728\n.",
+        b"\x80\x05\x96" + (10**9).to_bytes(8, "little") + b".",
+        b"\x80\x02cnumpy\nndarray\nJ\0\0\0\x08X\x01\0\0\0O\x86R.",  # of 2**27 objects
+    ],
+    ids=["memo", "memo as text", "bytearray", "array"],
+)
+def test_few_bytes_take_little_memory(content, tmp_path):
+    """A file of ten bytes from a stranger could fill the memory of the machine."""
+    (tmp_path / "a.pkl").write_bytes(content)
+    code = (
+        "import sys, resource; from oln_d2.pickles import load_plain\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: load_plain(open(sys.argv[1], 'rb'))\n"
+        "except Exception: pass\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.pkl")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100_000  # KiB
 
 
 @NEEDS_DETECTRON2

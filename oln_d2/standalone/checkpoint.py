@@ -17,27 +17,12 @@ from torch import nn
 
 from oln_d2.checks import InputError, needs
 from oln_d2.files import StrPath, write_whole
-from oln_d2.pickles import NUMPY, load_plain, not_plain
+from oln_d2.pickles import NUMPY, load_plain, not_plain, read_head
 from oln_d2.standalone.names import detectron2_name, is_public
 
 # Of other versions of Detectron2 or of other norms; no parameters.
 IGNORED = ("pixel_mean", "pixel_std", "num_batches_tracked")
 
-# How files begin that were taken for checkpoints, and what they are; the first that fits.
-_OTHER_FILES = {
-    rb"version https://git-lfs": "a Git LFS pointer, which stands for the file; run `git lfs pull` "
-    "in its repository, or download the file itself",
-    rb"(\xef\xbb\xbf)?\s*<": "a web page (HTML or XML), such as a quota or login page, saved under "
-    "this name; open its address in a browser and fetch the file again",
-    rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar": "an archive; unpack it and give the "
-    "checkpoint in it",
-    rb"\x89HDF": "HDF5, as Keras writes it; give a checkpoint of PyTorch",
-    rb"\x08.\x12": "ONNX, not a checkpoint; only `propose` and oln_d2.load take it, under a name "
-    "that ends in .onnx",
-    # Python 2 wrote pickles as text.
-    rb"(?!\(d|c\w+\n)[\t\r\n -~]+\Z": "text, not a checkpoint; give one, e.g. "
-    "output/model_final.pth",
-}
 _SAFETENSORS = re.compile(rb".{8}\{\"", re.DOTALL)  # how its files begin: a length, then JSON
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before version 1.6
 # Where the parameters are; the average (EMA) is taken where there is nothing else.
@@ -96,21 +81,7 @@ def read_checkpoint(path: StrPath) -> dict[str, Any]:
 
 def _read(file, path):
     """What is in `file`, which errors call `path`."""
-    try:
-        with open(file, "rb") as f:
-            head = f.read(1024)
-    except (FileNotFoundError, ValueError):  # the latter of a name that no file can have
-        raise InputError(
-            f"{path}: no such file; give a checkpoint, e.g. output/model_final.pth"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    if not head.strip(b"\0"):
-        what = "holds nothing but zeros" if head else "is empty"
-        raise InputError(f"{path}: {what}; fetch or write it again")
-    for pattern, what in _OTHER_FILES.items():
-        if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
-            raise InputError(f"{path}: is {what}")
+    head = read_head(file, path)
     if _SAFETENSORS.match(head):
         return _read_safetensors(file, path)
     zipped = head.startswith(b"PK")
