@@ -173,7 +173,7 @@ def change_entry(**changes):
         ("gt.json", change_annotation(area=-1), "gt.json: annotations[4]: area -1"),
         ("gt.json", change_annotation(bbox=[1, 2, math.nan, 4]), "gt.json: annotations[4]: bbox"),
         ("gt.json", change_annotation(image_id=99), "gt.json: annotations[4]: image_id 99"),
-        ("results.json", None, "results.json: cannot be read (No such file"),
+        ("results.json", None, "results.json: no such file; give detections"),
         ("results.json", json.dumps(CASE["dt"])[:-99], "results.json: entry 239: not complete"),
         ("results.json", CASE["gt"], "results.json: does not hold a list"),
         (
@@ -222,6 +222,7 @@ def test_bad_files(files, capsys, name, content, message):
     [
         ("--seen c1,dog", "gt.json: field 'categories' has no category named 'dog'"),
         ("--split voc", "gt.json: field 'categories' has no category named 'airplane'"),
+        ("--seen vco", "gt.json: field 'categories' has no category named 'vco' (seen cat"),
         ("--seen none.txt", "none.txt: no such file"),
         (f"--seen {SEEN} --k 0,10", "k has to be between 1"),
         (f"--seen {SEEN} --k 10 --max-dets 5", "k has to be between 1"),
@@ -247,11 +248,22 @@ def test_bad_arguments(files, capsys, args, message):
     assert {p.name for p in files.iterdir()} == {"gt.json", "results.json"}
 
 
+def test_misspelt_split(files):
+    """In Python, who wrote vco for voc would read about categories only."""
+    with pytest.raises(oln_d2.InputError, match="nor is it a split: these are voc, person, coco"):
+        oln_d2.evaluate("gt.json", "results.json", seen="vco")
+    with pytest.raises(oln_d2.InputError) as error:
+        oln_d2.evaluate("gt.json", "results.json", seen=f"{SEEN},dog")
+    assert "a split: " not in str(error.value)
+
+
 def test_exit_code(files):
     """A script would go on after a failed evaluation."""
     done = command("evaluate", "gt.json", "none.json", "--seen", SEEN)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "error: none.json: cannot be read (No such file or directory)\n"
+    assert (
+        done.stderr == "error: none.json: no such file; give detections in COCO's results format\n"
+    )
     assert command("evaluate", "gt.json", "results.json").returncode == 2
 
 

@@ -212,9 +212,19 @@ def test_missing_images_are_told_in_the_end(files, capsys):
         and "000000000002.jpg: is no image" in told
         and "3.jpg: is not among the images" in told
     )
+
+
+def test_no_page_of_nothing(files, capsys):
+    """A wrong folder gave an empty page, as if there were nothing to see."""
     for path in (files / "data/coco/val2017").glob("*.jpg"):
-        path.unlink()
-    assert visualize(files, "--split", "voc") == 1
+        path.write_text("no image")
+    assert visualize(files, "--split", "voc", "--html") == 1
+    assert "is no image" in capsys.readouterr().out
+    assert not list((files / "out").glob("index*"))
+    (files / "empty").mkdir()
+    assert visualize(files, "--split", "voc", "--html", "--images", files / "empty") == 2
+    error = capsys.readouterr().err
+    assert f"{files / 'empty'}: holds none of the" in error and error.count("\n") == 1
 
 
 def test_bad_input_is_one_sentence(files, capsys):

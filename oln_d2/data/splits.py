@@ -111,10 +111,13 @@ def split_category_ids(
             there = f"of its {len(ids)} these are similar: {names or 'none'}"
         more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
         commas = "; names with a comma go into a text file, one a line"
+        # One name alone may be a slip in that of a split.
+        alone = isinstance(seen, str) and seen.strip() in unknown
+        splits = f"; nor is it a split: these are {', '.join(SPLITS)}" if alone else ""
         raise InputError(
             f"{source}: field 'categories' has no category named "
-            f"{', '.join(map(repr, unknown[:NAMED]))}{more} (named by the split "
+            f"{', '.join(map(repr, unknown[:NAMED]))}{more} (seen categories: "
             f"{seen if isinstance(seen, str) and len(seen) < 50 else 'given as a list'!r}); {there}"
-            f"{commas if any(',' in name for name in ids) else ''}"
+            f"{commas if any(',' in name for name in ids) else ''}{splits}"
         )
     return sorted(seen_ids), sorted({i for own in ids.values() for i in own} - seen_ids)

@@ -333,6 +333,10 @@ def _read(path: StrPath, ground_truth: GroundTruth, masks: bool) -> Iterator[Det
                 box_format.check(detections)
                 yield detections
                 done += len(entries)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file; give detections in COCO's results format"
+        ) from None
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{path}: cannot be read ({reason})") from None

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +73,11 @@ def visualize(
     entries = {image["id"]: image for image in content["images"]}
     wanted = [entries[i] for i in ground_truth.image_ids[chosen].tolist()]
     where = find_images(images, wanted, gt, all_of_them=False)
+    if not where:
+        raise InputError(
+            f"{images}: holds none of the images to be drawn, such as {image_name(wanted[0])}; give "
+            f"the folder of the images of {gt}"
+        )
     names = {i: os.path.relpath(path, images) for i, path in where.items()}
     originals = set(map(os.path.realpath, where.values()))
     replaced = originals & {os.path.realpath(picture_path(output, n)) for n in names.values()}
@@ -104,12 +110,13 @@ def visualize(
 
     make_folder(output)
     with lock_folder(output):
-        if html:
-            write_page(output, draw(), number=top_k)
-            page = os.path.join(output, "index.html") if pictures.paths else None
-            pictures = pictures._replace(page=page)
+        items = draw()
+        first = next(items, None)
+        if html and first is not None:  # a page of nothing would hide why
+            write_page(output, chain([first], items), number=top_k)
+            pictures = pictures._replace(page=os.path.join(output, "index.html"))
         else:
-            for _ in draw():
+            for _ in items:
                 pass
         list_shortened(output, names.values())
     return pictures

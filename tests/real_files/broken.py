@@ -369,7 +369,7 @@ IMAGES = [
 SEEN = [
     ("empty", "", "'s.txt': names no category; expected at least one name"),
     ("not UTF-8", "mug\xe9".encode("latin1"), "s.txt: cannot be read as UTF-8 text ('utf-8' codec"),
-    ("of other data", "dog\n", "no category named 'dog' (named by the split 's.txt'); it has: 'kite', 'mug'"),
+    ("of other data", "dog\n", "no category named 'dog' (seen categories: 's.txt'); it has: 'kite', 'mug'"),
 ]  # fmt: skip
 OTHER_SITUATIONS = [
     bad("nothing is annotated, evaluate", EVALUATE, "Warning: gt.json holds no object to be found.", 0,
