@@ -498,9 +498,7 @@ def test_images_that_are_not_there(tmp_path):
     shutil.copy(PHOTOS / "coffee.jpg", some)
     done = oln_d2.audit(GT, some, tmp_path / "out")
     assert set(done.candidates.image_ids.tolist()) == {3}
-    assert done.failures == [
-        f"3 images are not in {some}: airplane.jpg, astronaut.jpg, motorcycle.jpg"
-    ]
+    assert done.failures == [f"3 images not in {some}: airplane.jpg, astronaut.jpg, motorcycle.jpg"]
 
 
 def test_annotations_are_never_overwritten(tmp_path):

@@ -149,6 +149,6 @@ def test_onnx(photos, tmp_path, capsys):
     assert plot.read_text().count("<!-- 64 pixels -->") == 2  # a panel for each k
     assert len(torchvision) == 2 and all(float(row[1]) > float(other[1]) for row in torchvision)
     assert main(["benchmark", "onnx", str(photos), *more, "--number", "1"]) == 0
-    assert capsys.readouterr().out.startswith("1 images")
+    assert capsys.readouterr().out.startswith("1 image")
     assert main([*line, weights.find(".onnx"), *more]) == 2
     assert "only files of TensorFlow's form can be compared" in capsys.readouterr().err

@@ -104,6 +104,16 @@ def test_better_detector_is_said_to_be_better(data, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_one_detector_alone(data, tmp_path, monkeypatch, capsys):
+    """Who gave one file, or the same twice, would read an empty line."""
+    monkeypatch.chdir(tmp_path)
+    file = str(data / "good.json")
+    main(["compare", str(data / "gt.json"), file, file, "--seen", "person,dog", "--output", "a"])
+    printed = capsys.readouterr().out
+    assert re.match(r"good alone: [\d.]+ AR@100 of unseen objects. Give results of ano", printed)
+    assert f"{file}: is given twice; the second is left out" in printed
+
+
 def test_interval_of_a_difference_is_paired(data, tmp_path):
     """What is hard for both detectors would count as doubt about which is better."""
     entries = json.loads((data / "good.json").read_text())
@@ -179,7 +189,7 @@ def test_what_cannot_be_used_is_left_out(data, tmp_path, capsys, monkeypatch):
         "bare.json: entry 0: Object missing required field 'score'",
         "empty.json: holds no detection",
         "good.json: is given twice",
-        "none.json: cannot be read",
+        "none.json: no such file; give detections",
         "3 <i>.jpg: is not among the images",
         "5 <i>.jpg: ",
     ):
@@ -244,7 +254,7 @@ def test_too_many_files_or_none_that_can_be_used(data, tmp_path):
     """A page that nobody can read, or one without a row."""
     with pytest.raises(InputError, match="21 results files are given; compare 1 to 20"):
         compare(data, tmp_path, *["good"] * 21)
-    with pytest.raises(InputError, match="none.json: cannot be read"):
+    with pytest.raises(InputError, match="none.json: no such file"):
         compare(data, tmp_path, "none", "none")
 
 

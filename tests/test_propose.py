@@ -265,7 +265,7 @@ def test_turned_images_of_a_ground_truth(weights, tmp_path, capsys):
         assert propose(*run, *options) == 0
         printed = capsys.readouterr().out
         assert f"{new} of them new" in printed
-        assert ("1 images are read as they are stored" in printed) == (options == gt)
+        assert ("1 image read as stored" in printed) == (options == gt)
         found = json.loads((tmp_path / "out/images.json").read_text())["images"]
         sizes.append([(image["width"], image["height"]) for image in found])
         right = max(x + width for x, _, width, _ in array(results(tmp_path / "out")["a.jpg"]))
@@ -440,7 +440,36 @@ def test_unreadable_images_do_not_stop_the_run(weights, photos, tmp_path, capsys
     assert f"{photos / 'link.png'}: no such file" in told
     assert len(results(tmp_path / "out")) == len(SIZES)
     assert (tmp_path / "out/contact_sheet_001.jpg").stat().st_size > 1000
-    assert propose(photos / "text.jpg", "--weights", weights, "--output", tmp_path / "none") == 1
+
+
+def test_nothing_is_left_where_nothing_can_be_read(weights, photos, tmp_path, capsys):
+    """A slip such as README.md must not leave a journal and empty results."""
+    (tmp_path / "a.md").write_text("not an image")
+    (tmp_path / "b.jpg").write_bytes((photos / "0.png").read_bytes()[:200])
+    run = ["--weights", weights, "--output", tmp_path / "none"]
+    assert propose(tmp_path / "a.md", tmp_path / "b.jpg", *run) == 1
+    told = capsys.readouterr().out
+    assert "2 could not be read, so nothing is written" in told
+    assert f"{tmp_path / 'a.md'}: is no image" in told and f"{tmp_path / 'b.jpg'}: " in told
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_video_without_its_package_stops_nothing(weights, photos, tmp_path, caplog, monkeypatch):
+    """One video in a folder stopped all of it, and nobody said which; or it is told hours later."""
+    monkeypatch.setitem(sys.modules, "av", None)
+    (photos / "street.mp4").write_bytes(bytes(100))
+    run = ["--weights", weights, "--output", tmp_path / "out"]
+    assert propose(photos, *run) == 0
+    for text in caplog.text, (tmp_path / "out/unreadable.txt").read_text():
+        assert f"{photos / 'street.mp4'} needs av" in text and "the extra `video`" in text
+    assert len(results(tmp_path / "out")) == len(SIZES)
+
+
+def test_what_is_no_checkpoint_is_said_without_torch(photos, tmp_path, capsys, monkeypatch):
+    """Who gave the wrong file had to install PyTorch, 6 GB, to be told so."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert propose(photos, "--weights", ROOT / "README.md", "--output", tmp_path / "out") == 2
+    assert "README.md: is text, not a checkpoint" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_sentence(weights, photos, tmp_path, capsys):

@@ -33,7 +33,7 @@ from oln_d2.auditing.estimate import (
 from oln_d2.checks import FRACTION, POSITIVE_INT, SEED, InputError, Limit, check_limits, one_of
 from oln_d2.data.coco import check_coco, load_coco
 from oln_d2.data.images import open_annotated
-from oln_d2.data.lookup import find_images, image_name, image_size, some
+from oln_d2.data.lookup import find_images, image_name, image_size, plural, some
 from oln_d2.evaluation.coco_results import join_detections, read_results
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.files import StrPath, check_links, check_output, make_folder, read_json, write_file
@@ -195,7 +195,9 @@ def audit(
         results, identity = [os.path.join(folder, "results.json")], proposer.identity
         failures += done.failures
         if done.absent:
-            failures.append(f"{len(done.absent)} images are not in {images}: {some(done.absent)}")
+            failures.append(
+                f"{plural(len(done.absent), 'image')} not in {images}: {some(done.absent)}"
+            )
     ground_truth = GroundTruth(original, [], gt)
     detections = join_detections([read_results(file, ground_truth) for file in results])
 

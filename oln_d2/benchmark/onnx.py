@@ -20,6 +20,7 @@ from oln_d2.boxes import to_xywh
 from oln_d2.checks import POSITIVE_INT, InputError, check_limits
 from oln_d2.data.coco import load_coco
 from oln_d2.data.images import open_image
+from oln_d2.data.lookup import plural
 from oln_d2.evaluation import GroundTruth, OpenWorldRecall
 from oln_d2.evaluation.plot import require_format
 from oln_d2.files import StrPath, write_whole
@@ -164,7 +165,7 @@ def benchmark_onnx(
             ratios = ratio(found, measured[0])
             row = [name, f"{1000 * times[name]:.1f}", ratios]
             rows.append(row + [f"{u:.1f} / {a:.1f}" for u, a in recalls.get(name, [])])
-        print(f"{len(photos)} images, median of {repeats} turns, threads: {count}")
+        print(f"{plural(len(photos), 'image')}, median of {repeats} turns, threads: {count}")
         if content:
             print("AR of unseen / all objects in percent")
         headers = ["", "ms an image", "ratio to the first", *(f"AR@{k}" for k in ks if content)]

@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from oln_d2.benchmark.measure import require_unix
 from oln_d2.checks import InputError
+from oln_d2.data.lookup import plural
 from oln_d2.files import StrPath
 from oln_d2.loading import load
 from oln_d2.propose import propose_files
@@ -70,7 +71,7 @@ def benchmark_propose(
         ["of it in the model", f"{in_model / images:.3f}", f"{100 * in_model / seconds:.0f} %"],
         ["reading and resizing alone", f"{reading / images:.3f}", ""],
     ]
-    print(f"{images} images, {os.cpu_count()} cores")
+    print(f"{plural(images, 'image')}, {os.cpu_count()} cores")
     print(tabulate(rows, ["", "seconds an image", "share"], disable_numparse=True))
     unit = 2**20 if os.uname().sysname == "Darwin" else 2**10
     half, end = (peak / unit for peak in (peaks[0], peaks[-1]))

@@ -144,9 +144,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from oln_d2.data.lookup import some
+    from oln_d2.data.lookup import plural, some
     from oln_d2.loading import load
-    from oln_d2.propose import propose_files
+    from oln_d2.propose import UnreadableError, propose_files
     from oln_d2.propose.shards import find_shard
 
     shard, by = find_shard(args.shard)
@@ -158,25 +158,30 @@ def run(args: argparse.Namespace) -> int:
         _take_gpu()
     more = pick(args, "min_size tiles max_proposals")
     proposer = load(args.weights, args.config_file, args.device, **more)
-    done = propose_files(
-        proposer,
-        args.inputs,
-        args.output,
-        **pick(
-            args,
-            "format gt top_k score nms batch_size every draw draw_top contact_sheet html",
-        ),
-        shard=shard,
-    )
+    try:
+        done = propose_files(
+            proposer,
+            args.inputs,
+            args.output,
+            **pick(
+                args,
+                "format gt top_k score nms batch_size every draw draw_top contact_sheet html",
+            ),
+            shard=shard,
+        )
+    except UnreadableError as error:
+        failures = error.failures
+        print(f"{len(failures)} could not be read, so nothing is written:", *failures, sep="\n  ")
+        return 1
     if done.written:
         print(
-            f"Proposals for {len(done.names)} images, {done.new} of them new, are in "
+            f"Proposals for {plural(len(done.names), 'image')}, {done.new} of them new, are in "
             f"{args.output}; images are named relative to {done.root}"
         )
     else:
         others = f"the last of shards {', '.join(map(str, done.waiting))}"
         print(
-            f"Shard {shard} is done: {len(done.names)} images, {done.new} of them new; "
+            f"Shard {shard} is done: {plural(len(done.names), 'image')}, {done.new} of them new; "
             f"{others if done.waiting else 'another process'} writes the results of all"
         )
     if args.html and done.names and done.written:
@@ -186,16 +191,16 @@ def run(args: argparse.Namespace) -> int:
     if args.top_k > proposer.max_detections:
         print(f"The model gives at most {proposer.max_detections} boxes an image, not {args.top_k}")
     if done.unknown:
-        print(f"{len(done.unknown)} are not in {args.gt} and were left out: {some(done.unknown)}")
+        print(f"{len(done.unknown)} left out, not in {args.gt}: {some(done.unknown)}")
     if done.absent:
         print(
-            f"{len(done.absent)} images of {args.gt} are not among the inputs, so that they get no "
+            f"{plural(len(done.absent), 'image')} of {args.gt} not among the inputs, so without "
             f"proposals: {some(done.absent)}"
         )
     if done.as_stored:
         print(
-            f"{len(done.as_stored)} images are read as they are stored: EXIF would turn them, but "
-            f"their annotations in {args.gt} are of the unturned ones"
+            f"{plural(len(done.as_stored), 'image')} read as stored: EXIF would turn the picture, "
+            f"but the annotations in {args.gt} are of the unturned one"
         )
     if done.failures:
         print(f"{len(done.failures)} could not be read:", *done.failures, sep="\n  ")

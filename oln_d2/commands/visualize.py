@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from oln_d2.data.lookup import plural
     from oln_d2.pages import visualize
 
     pictures = visualize(
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if pictures.page:
         print(f"Open {pictures.page} in a browser; it needs the folder index_files beside it")
-    print(f"{len(pictures.paths)} pictures are in {args.output}")
-    print_failures(f"{len(pictures.failures)} images could not be drawn:", pictures.failures)
+    print(f"{plural(len(pictures.paths), 'picture')} written to {args.output}")
+    print_failures(
+        f"{plural(len(pictures.failures), 'image')} could not be drawn:", pictures.failures
+    )
     return 0 if pictures.paths else 1

@@ -124,6 +124,11 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
+def plural(number: int, noun: str) -> str:
+    """As "1 image" or "2 images"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _images_below(folder: StrPath) -> Iterator[str]:
     from PIL import Image
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from oln_d2.checks import FRACTION, POSITIVE_INT, SEED, InputError, check_limits
+from oln_d2.data.lookup import plural
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.evaluation.plot import plot_results
 from oln_d2.files import StrPath, write_file
@@ -199,13 +200,14 @@ class OpenWorldResult:
         """What the numbers are based on, and warnings: text to be shown with every table."""
         per_image = self._detections_per_image()
         crowds = np.count_nonzero(self.ground_truth.crowd)
+        bare = int(np.count_nonzero(self.given == 0))
         freed = f", {self.freed.mean():.1f} of them cost no budget" if self.freed.any() else ""
         lines = [
             f"Percent. Protocol {self.protocol}: {PROTOCOL_TEXT[self.protocol]}. "
             f"{self.iou_type.capitalize()} IoU, the {self.max_dets} best detections of an image.",
-            f"{len(self.given)} images, {self.given.sum()} detections: {per_image['min']} to "
-            f"{per_image['max']} an image, {per_image['mean']:.1f} on average{freed}; "
-            f"{np.count_nonzero(self.given == 0)} images without any.",
+            f"{plural(len(self.given), 'image')}, {plural(int(self.given.sum()), 'detection')}: "
+            f"{per_image['min']} to {per_image['max']} an image, {per_image['mean']:.1f} on "
+            f"average{freed}; {plural(bare, 'image')} without any.",
             *([f"Crowds, which are no objects to be found: {crowds}."] if crowds else []),
             *(f"Warning: {text}" for text in self.warnings),
         ]

@@ -16,7 +16,7 @@ from PIL import Image
 from oln_d2.checks import POSITIVE_INT, SEED, InputError, check_limits, one_of
 from oln_d2.data.coco import load_coco
 from oln_d2.data.images import open_annotated
-from oln_d2.data.lookup import find_images, image_name, image_size
+from oln_d2.data.lookup import find_images, image_name, image_size, plural
 from oln_d2.data.splits import SPLITS
 from oln_d2.drawing import Objects
 from oln_d2.evaluation.coco_results import Detections
@@ -86,6 +86,13 @@ class Comparison:
         return [d for d in self.differences if (d.group, d.area) == (self.group, "all")]
 
     def __str__(self) -> str:
+        if len(self.rows) == 1:
+            (row,) = self.rows
+            objects = "objects" if self.group == "all" else f"{self.group} objects"
+            return (
+                f"{row.name} alone: {100 * row.ar[self.group][self.k].value:.1f} AR@{self.k} of "
+                f"{objects}. Give results of another detector to compare it with."
+            )
         return "\n".join(map(str, self.main_differences()[: len(self.rows) - 1]))
 
 
@@ -201,7 +208,7 @@ def compare(
             command += [f"--{option}", value] if value is not None else []
         made_by = {
             "settings": {
-                "ground truth": f"{gt}, {len(truth.image_ids)} images",
+                "ground truth": f"{gt}, {plural(len(truth.image_ids), 'image')}",
                 "seen categories": ", ".join(truth.seen_names) or "none",
                 "protocol": f"{protocol}: {PROTOCOL_TEXT[protocol]}",
                 "overlap": f"{iou_type} IoU",
@@ -251,7 +258,7 @@ def name_files(
     failures = []
     for path in results:
         if os.path.realpath(path) in files:
-            failures.append(f"{path}: is given twice; it is shown once")
+            failures.append(f"{path}: is given twice; the second is left out")
         files[os.path.realpath(path)] = path
     parts = [PurePath(os.path.splitext(path)[0]).parts for path in files]
     lengths = range(1, max(map(len, parts), default=1) + 1)

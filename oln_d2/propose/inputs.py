@@ -53,7 +53,6 @@ def find_sources(
     Raises:
         InputError: a pattern that nothing matches, a folder without images, an address or a camera,
             or a file name that cannot be written to other files.
-        ImportError: there is a video, and the package that reads it is missing.
     """
     paths = list(dict.fromkeys(map(os.path.abspath, _find_paths(patterns))))
     if output is not None:
@@ -75,8 +74,6 @@ def find_sources(
         Source(path, os.path.relpath(path, root).replace(os.sep, "/"), _is_video(path))
         for path in paths
     ]
-    if any(source.is_video for source in sources):
-        _import_av()
     return root, sources
 
 
@@ -194,8 +191,11 @@ def _is_video(path: str) -> bool:
         return False
 
 
-def _import_av():
-    with needs("a video", "video"):
+def import_av(path: str) -> Any:
+    """
+    What reads videos, such as that of `path`. Raises ImportError: it is missing; names the video.
+    """
+    with needs(path, "video"):
         import av
     return av
 
@@ -233,7 +233,11 @@ def read_frames(
         except InputError as error:
             yield Frame(source.name, error)
         return
-    av = _import_av()
+    try:
+        av = import_av(source.path)
+    except ImportError as error:
+        yield Frame(source.name, InputError(str(error)))
+        return
     try:
         with av.open(source.path) as video:
             if not video.streams.video:

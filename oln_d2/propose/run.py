@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,13 @@ from oln_d2.drawing import contact_sheet as make_contact_sheet
 from oln_d2.files import InUseError, StrPath, check_output, lock_folder, make_folder, write_file
 from oln_d2.pages import Item, write_page
 from oln_d2.propose.ahead import ahead
-from oln_d2.propose.inputs import Frame, find_sources, read_frames
+from oln_d2.propose.inputs import Frame, find_sources, import_av, read_frames
 from oln_d2.propose.journal import Journal, Stamp
 from oln_d2.propose.proposer import WAITING, Batches, Proposer, check_selection
 from oln_d2.propose.shards import Shard
 from oln_d2.propose.writers import FILES, WRITERS, Target, label_name
+
+logger = logging.getLogger(__name__)
 
 ON_A_SHEET = 60
 
@@ -40,6 +43,15 @@ class Proposed(NamedTuple):
     # Whether this process wrote the files, of all images. If not, all above is of its shard.
     written: bool
     waiting: list[int]  # numbers of the shards that have to be done before
+
+
+class UnreadableError(InputError):
+    """No input can be read; `failures` are the reasons, a sentence each."""
+
+    def __init__(self, failures: list[str]):
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        super().__init__(f"{failures[0]}{more}; none of the images can be read")
+        self.failures = failures
 
 
 def propose_files(
@@ -86,6 +98,7 @@ def propose_files(
     Raises:
         InputError: arguments or files that cannot be used, before any work is lost. Images that
             cannot be read stop nothing: see `failures`.
+        UnreadableError: none of the images can be read; nothing is written.
     """
     own = Shard(*shard).check() if shard is not None else None
     check_selection(top_k, score, nms, batch_size, every)
@@ -100,6 +113,8 @@ def propose_files(
     if gt is not None:
         known = _Known(gt, sources)
         sources = known.sources
+    _tell_of_videos(sources)
+    _check_readable(sources, known)
     settings: dict[str, Any] = {"model": proposer.identity, "root": root}
     settings |= {"top_k": top_k, "score": score, "nms": nms, "every": every}
     settings |= proposer.overrides
@@ -130,6 +145,27 @@ def propose_files(
     failures = "".join(f"{failure}\n" for failure in run.failures)
     write_file(os.path.join(output, "unreadable.txt"), failures)
     return _summary(run, root)
+
+
+def _tell_of_videos(sources):
+    """That what reads them is missing is told now, not only at the end of a long run."""
+    for video in [source.path for source in sources if source.is_video][:1]:
+        try:
+            import_av(video)
+        except ImportError as error:
+            logger.warning("%s, and run the same command again; videos are left out", error)
+
+
+def _check_readable(sources, known):
+    sizes, gt = (known.sizes, known.gt) if known else ({}, "")
+    failures = []
+    for source in sources:
+        for frame in read_frames(source, sizes=sizes, gt=gt):
+            if not isinstance(frame.image, InputError):
+                return
+            failures.append(str(frame.image))
+    if failures:
+        raise UnreadableError(failures)
 
 
 def _summary(run, root, written=True, waiting=()):

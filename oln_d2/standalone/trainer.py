@@ -25,6 +25,7 @@ from oln_d2.checks import (
     one_of,
 )
 from oln_d2.data.coco import load_coco
+from oln_d2.data.lookup import plural
 from oln_d2.data.splits import seen_names
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.evaluation.result import OpenWorldResult
@@ -316,8 +317,8 @@ def train(
         if trainer.is_global_zero:
             begin = f"resumed after {start}" if resumed else "from the start"
             print(
-                f"{len(dataset)} images, {iterations} iterations of {batch_size}, {begin}, on "
-                f"{where}",
+                f"{plural(len(dataset), 'image')}, {iterations} iterations of {batch_size}, "
+                f"{begin}, on {where}",
                 flush=True,
             )
         training = Training(model, settings, path, start)

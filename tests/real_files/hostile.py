@@ -266,10 +266,10 @@ NAMES = [
         Row(f"{name}, train", secret(name), TRAIN, ("1 of 3 images", "missing", "secret.jpg"), 2),
         Row(f"{name}, visualize", secret(name), f"{PICTURES} --html", LEFT_OUT, check=not_shown),
         Row(f"{name}, compare", secret(name), COMPARE, LEFT_OUT, 1),
-        Row(f"{name}, audit", secret(name), AUDIT, ("images are not in images",), check=not_shown),
-        Row(f"{name}, propose", secret(name), PROPOSE_GT, ("are not among the inputs",)),
+        Row(f"{name}, audit", secret(name), AUDIT, ("image not in images",), check=not_shown),
+        Row(f"{name}, propose", secret(name), PROPOSE_GT, ("not among the inputs",)),
     )
-] + [Row("an absolute name in the folder", below_its_folder, PICTURES, ("3 pictures are in out",))]
+] + [Row("an absolute name in the folder", below_its_folder, PICTURES, ("3 pictures written",))]
 
 
 def link(path, target="elsewhere/victim", **kwargs):
@@ -375,7 +375,7 @@ BOMBS = [
         )
         for line, says, code in (
             (PROPOSE_GT, (f"images/p1.jpg: {what}", ONE_LEFT_OUT), 0),
-            (PICTURES, (f"images/p1.jpg: {what}", "1 images could not be drawn"), 0),
+            (PICTURES, (f"images/p1.jpg: {what}", "1 image could not be drawn"), 0),
             (AUDIT, (f"images/p1.jpg: {what}", "Left out:"), 0),
             (TRAIN, (f"images/p1.jpg: {what}",), 2),
         )

@@ -124,7 +124,7 @@ FOUND = [
         "not among the inputs",
         named(["p0.jpg", "p1.jpg", "p9.jpg"]),
         PROPOSE,
-        ("1 images of ann.json are not among the inputs", "p9.jpg"),
+        ("1 image of ann.json not among the inputs", "p9.jpg"),
         check=ids_are(0, 1),
     ),
 ]
@@ -152,7 +152,7 @@ def sizes_are(width, height):
 
 
 NOTE = "EXIF turns this image, but its annotations in ann.json are of the unturned one"
-STORED = ("2 images are read as they are stored: EXIF would turn them",)
+STORED = ("2 images read as stored: EXIF would turn the picture",)
 SIZES = [
     Row("EXIF, annotated raw, train", turned(6, (128, 96)), TRAIN, (NOTE,)),
     Row("EXIF, annotated upright, train", turned(6, (96, 128)), TRAIN, lacks=("EXIF",), says=()),
@@ -222,7 +222,7 @@ TIFF = b"II*\0\x08\0\0\0"  # the header of EXIF
 ORIENTATION = TIFF + b"\x01\0\x12\x01"  # with one entry of the tag, to come
 AS_TEXT = ORIENTATION + b"\x02\0\x02\0\0\0" + b"6\0\0\0" + bytes(4)
 HIGH = ORIENTATION + b"\x03\0\x01\0\0\0c\0\0\0" + bytes(4)
-ONE = ("Proposals for 1 images",)
+ONE = ("Proposals for 1 image",)
 METADATA = [
     Row("long text", png_with(chunk(b"zTXt", TEXT)), PLAIN, ONE),
     Row("long text behind", png_with(chunk(b"zTXt", TEXT), behind=True), PLAIN, ONE),
@@ -367,7 +367,7 @@ CONTENT = [
         photos_of_phones,
         PLAIN,
         ("a.heic: is HEIC", "b.jpg: is HEIC", "pillow-heif", "c.nef: is a camera's raw",
-         "d.jpg: is Git LFS", "f.jpg: is a folder, a pipe", "Proposals for 1 images"),
+         "d.jpg: is Git LFS", "f.jpg: is a folder, a pipe", "Proposals for 1 image"),
     ),
 ]  # fmt: skip
 

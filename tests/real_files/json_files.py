@@ -234,7 +234,7 @@ ROWS = [
             says,
         )
         for value in (str, float, "p{}".format, "p{}.jpg".format, "/data/images/p{}.jpg".format)
-        for line, says in ((EVALUATE, ALL), (PICTURES, ("3 pictures are in out",)))
+        for line, says in ((EVALUATE, ALL), (PICTURES, ("3 pictures written to out",)))
     ),
     Row(
         "image_id of no image",
@@ -325,7 +325,7 @@ ROWS = [
         "masks without boxes are drawn",
         make(entry=masks(str, "bbox"), pictures=True),
         f"{PICTURES} --masks",
-        ("3 pictures are in out",),
+        ("3 pictures written to out",),
     ),
     *(
         Row(

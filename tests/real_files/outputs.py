@@ -124,7 +124,7 @@ ROWS = [
         "a file by the name of a temporary one: pictures",
         beside("out/1.tmp.jpg", "out/index.tmp.html"),
         f"{VISUALIZE} --html --output out",
-        ("2 pictures are in out",),
+        ("2 pictures written to out",),
         check=stay("out/1.tmp.jpg", "out/index.tmp.html"),
     ),
     Row(

@@ -159,13 +159,13 @@ ROWS = [
         for command, (line, detectron2) in COMMANDS.items()
     ),
     *(
-        Row(f"{name}, {command}", make, line.format(file="model.pth"), ("1 images",),
+        Row(f"{name}, {command}", make, line.format(file="model.pth"), ("1 image",),
             detectron2=detectron2)
         for name, make in READ.items()
         for command, (line, detectron2) in list(COMMANDS.items())[:2]
     ),
     Row("of the zoo", saved(of_zoo, "model.pkl", dump),
-        PROPOSE + "model.pkl --config-file {recipe}", ("1 images",), detectron2=True),
+        PROPOSE + "model.pkl --config-file {recipe}", ("1 image",), detectron2=True),
     Row("of the zoo, without its config", saved(of_zoo, "model.pkl", dump),
         PROPOSE + "model.pkl", ("model.pkl: " + BUILT,), 2),
     Row("bare state dict", saved(lambda c: c["model"]), "export model.pth out.onnx", (BUILT,), 2),
