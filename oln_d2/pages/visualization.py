@@ -75,8 +75,8 @@ def visualize(
     where = find_images(images, wanted, gt, all_of_them=False)
     if not where:
         raise InputError(
-            f"{images}: holds none of the images to be drawn, such as {image_name(wanted[0])}; give "
-            f"the folder of the images of {gt}"
+            f"{images}: holds none of the images to be drawn, such as {image_name(wanted[0])}; "
+            f"give the folder of the images of {gt}"
         )
     names = {i: os.path.relpath(path, images) for i, path in where.items()}
     originals = set(map(os.path.realpath, where.values()))
