@@ -176,7 +176,7 @@ LISTS = [
     ("results are none", listed(results=[]), AS_WRITTEN),
     ("settings are texts", listed(settings=dict.fromkeys(("iou", "copies", "inside"), "x")), AS_WRITTEN),
     ("other settings", listed(settings={"foo": 1}), AS_WRITTEN),
-    ("results are gone", listed(results=["gone.json"]), "gone.json: cannot be read (No such file or"),
+    ("results are gone", listed(results=["gone.json"]), "gone.json: no such file; give detections"),
     ("images are gone", listed(images="gone"), "gone: no such folder; the images of gt.json are"),
 ]  # fmt: skip
 MERGE = "audit gt.json --output out --merge m.json"
@@ -384,7 +384,7 @@ OTHER_SITUATIONS = [
     bad("one of two results, compare", COMPARE.replace("d.json", "d.json e.json"),
         ("Left out:", "e.json: is empty; write or fetch the results again"), 1, more={"e.json": ""}),
     bad("results twice, compare", COMPARE.replace("d.json", "d.json ./d.json"), "is given twice", 1),
-    bad("results are gone", "evaluate gt.json gone.json --seen mug", "gone.json: cannot be read (No such"),
+    bad("results are gone", "evaluate gt.json gone.json --seen mug", "gone.json: no such file; give detec"),
     bad("results are a folder", "evaluate gt.json images --seen mug", "images: cannot be read (Is a dir"),
     bad("without file_name, audit", "audit gt.json --images images --weights {weights} --output out",
         "gt.json: images[0] has no 'file_name' that is a text; write its name",
