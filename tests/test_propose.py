@@ -229,7 +229,7 @@ def test_results_are_evaluated(weights, photos, tmp_path, capsys):
     before = (tmp_path / "out/results.json").read_bytes()
     assert propose(photos, *common) == 0  # also images that the file does not have
     told = capsys.readouterr().out
-    assert "3 are not in" in told and "4.png" in told and "0 of them new" in told
+    assert "3 left out, not in" in told and "4.png" in told and "0 of them new" in told
     assert len(json.loads(before)) == len(json.loads((tmp_path / "out/results.json").read_text()))
     assert propose(photos / "4.png", *common) == 2
     assert "none of the 1 inputs (" in capsys.readouterr().err
