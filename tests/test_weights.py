@@ -40,13 +40,13 @@ def test_default():
 
 
 def test_default_number_of_proposals():
-    """By default half of the proposals go through the second stage; who asks gets all."""
+    """By default two thirds of the proposals go through the second stage; who asks gets all."""
     numbers = {}
-    for number in (None, 500, 2000):
+    for number in (None, 700, 2000):
         proposer = oln_d2.load(max_proposals=number)
         numbers[number] = len(next(proposer(PHOTOS / "coffee.jpg", top_k=2000)))
-    assert numbers[None] == numbers[500] < numbers[2000]
-    assert weights.card()["max_proposals"] == 500
+    assert numbers[None] == numbers[700] < numbers[2000]
+    assert weights.card()["max_proposals"] == 700
 
 
 def test_copies_come_later(tmp_path):
