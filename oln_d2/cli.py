@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from oln_d2.checks import interrupted, reason
 from oln_d2.commands import (
+    alternate,
     audit,
     benchmark,
     compare,
@@ -27,6 +28,7 @@ COMMANDS = (
     visualize,
     audit,
     train,
+    alternate,
     convert,
     export,
     benchmark,

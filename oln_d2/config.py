@@ -160,3 +160,7 @@ def add_oln_config(cfg: CfgNode) -> None:
     # Whether the model keeps images and features with the channels last in memory, which some
     # devices convolve faster, above all in half precision. Results differ by rounding only.
     _C.MODEL.CHANNELS_LAST = False
+    # Names of parts of the model that do not learn, as in its code, such as ["backbone"] or
+    # ["backbone.bottom_up"]. Their batch norms keep their statistics. Empty: all learns that
+    # MODEL.BACKBONE.FREEZE_AT does not freeze.
+    _C.MODEL.FROZEN = []

@@ -77,9 +77,11 @@ def train_recipes(
     if (train_json is None) != (train_images is None):
         raise InputError("train_json and train_images go together; give both or neither")
     own = (train_json, train_images, seen) if train_json is not None else None
-    runs = _plan([os.fspath(recipe) for recipe in recipes], Path(output), seeds, own, opts)
+    runs = _plan(
+        [os.fspath(recipe) for recipe in recipes], Path(output), seeds, own, opts, num_gpus
+    )
     find_images(images, load_coco(gt)["images"], gt)
-    _end_together()
+    end_together()
     for number, run in enumerate(runs, 1):
         title = f"[{number}/{len(runs)}] {run.recipe}, seed {run.seed}:"
         if (run.folder / "finished").is_file():
@@ -87,7 +89,7 @@ def train_recipes(
             continue
         print(title, f"training, see {run.folder / LOG}", flush=True)
         try:
-            run.failure = _train(run, num_gpus)
+            run.failure = run_training(run.folder, run.command, LOG)
         except InputError as error:  # another process has the folder
             run.failure = str(error)
         if run.failure:
@@ -114,7 +116,7 @@ class _RecipeRun:
         self.failure: str | None = None
 
 
-def _plan(recipes, output, seeds, own, opts):
+def _plan(recipes, output, seeds, own, opts, num_gpus):
     """The runs, seed by seed, so that whole comparisons are there early; all of them checked."""
     runs: list[_RecipeRun] = []
     of_name: dict[str, str] = {}
@@ -128,7 +130,7 @@ def _plan(recipes, output, seeds, own, opts):
             folder = output / name / f"seed_{seed}"
             is_detectron2 = _is_detectron2(recipe)
             make = _detectron2_command if is_detectron2 else _standalone_command
-            command = make(recipe, seed, folder, own, opts)
+            command = make(recipe, seed, folder, own, opts, num_gpus)
             runs.append(_RecipeRun(recipe, name, seed, folder, command, is_detectron2))
     for run in runs:
         make_folder(run.folder)
@@ -149,12 +151,8 @@ def _is_detectron2(recipe):
     return not isinstance(content, dict) or any(str(key).isupper() for key in content)
 
 
-def _detectron2_command(recipe, seed, folder, own, opts):
+def _detectron2_command(recipe, seed, folder, own, opts, num_gpus):
     """Raises InputError if a recipe cannot be read, or its folder holds a run of other settings."""
-    with needs(recipe, "detectron2"):
-        import detectron2  # noqa: F401
-        import yaml
-
     if "OUTPUT_DIR" in opts:
         raise InputError("--opts OUTPUT_DIR: each run has its folder in --output")
     options = [*opts, "SEED", str(seed)]
@@ -162,31 +160,50 @@ def _detectron2_command(recipe, seed, folder, own, opts):
         row = ["compare_train", *map(os.fspath, own[:2]), _seen_text(own[2])]
         options += ["DATASETS.OWN", str([row]), "DATASETS.TRAIN", "('compare_train',)"]
     options += ["DATASETS.TEST", "()"]
-    settings = flatten(yaml.safe_load(load_config(recipe, options).dump()))
-    before = folder / "config.yaml"  # written by Detectron2 when a run starts
-    if before.is_file():
-        try:
-            known = flatten(yaml.safe_load(before.read_text(encoding="utf-8")) or {})
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{before}: is damaged ({reason}); remove it and run again") from None
-        keys = sorted({*settings, *known} - {"OUTPUT_DIR"})
-        changed = [key for key in keys if settings.get(key) != known.get(key)]
-        if changed:
-            raise InputError(
-                f"{folder}: holds a run with another value of {', '.join(changed[:5])}; choose "
-                "another --output or remove the folder"
-            )
-    command = ["oln_d2.train_net", "--config-file", recipe, "--resume", "--num-gpus", "{num_gpus}"]
+    check_same(folder, load_config(recipe, options))
+    command = ["oln_d2.train_net", "--config-file", recipe, "--resume", "--num-gpus", str(num_gpus)]
     return [*command, *options, "OUTPUT_DIR", str(folder)]
 
 
-def _standalone_command(recipe, seed, folder, own, opts):
+def check_same(folder: Path, cfg: Any) -> None:
+    """
+    Args:
+        cfg: the Detectron2 config of a training that is about to start, or to go on, in `folder`.
+
+    Raises:
+        InputError: the folder holds a run of other settings.
+    """
+    import yaml
+    from detectron2.config import get_cfg
+
+    from oln_d2.config import add_oln_config
+
+    before = folder / "config.yaml"  # written by Detectron2 when a run starts
+    if not before.is_file():
+        return
+    defaults = get_cfg()  # an older version may not have known all keys
+    add_oln_config(defaults)
+    settings, defaults = (flatten(yaml.safe_load(one.dump())) for one in (cfg, defaults))
+    try:
+        known = defaults | flatten(yaml.safe_load(before.read_text(encoding="utf-8")) or {})
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{before}: is damaged ({reason}); remove it and run again") from None
+    keys = sorted({*settings, *known} - {"OUTPUT_DIR"})
+    changed = [key for key in keys if settings.get(key) != known.get(key)]
+    if changed:
+        raise InputError(
+            f"{folder}: holds a run with another value of {', '.join(changed[:5])}; choose "
+            "another --output or remove the folder"
+        )
+
+
+def _standalone_command(recipe, seed, folder, own, opts, num_gpus):
     """Raises InputError if a recipe cannot be read, or names no data and none is given."""
     from oln_d2.standalone.recipe import read_recipe
 
     options = read_recipe(recipe)
-    command = ["oln_d2", "train", "--config", recipe, "--resume", "--devices", "{num_gpus}"]
+    command = ["oln_d2", "train", "--config", recipe, "--resume", "--devices", str(num_gpus)]
     if own is not None:
         json_file, folder_of_images, seen = own
         command += ["--train-json", str(json_file), "--images", str(folder_of_images)]
@@ -203,7 +220,7 @@ def _seen_text(seen):
     return seen if isinstance(seen, str) else ",".join(seen_names(seen))
 
 
-def _end_together():
+def end_together() -> None:
     """The default of these signals would end this process and leave the one that trains."""
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
@@ -211,15 +228,26 @@ def _end_together():
             signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
-def _train(run, num_gpus):
-    """Train, from the last checkpoint if there is one; returns why it failed, or None."""
-    command = [part.format(num_gpus=num_gpus) if "{num" in part else part for part in run.command]
+def run_training(folder: Path, command: list[str], log: str) -> str | None:
+    """
+    Train, from the last checkpoint if there is one; the folder is then `finished`.
+
+    Args:
+        command: a module and its arguments.
+        log: the name of a file in the folder.
+
+    Returns:
+        why it failed, or None.
+
+    Raises:
+        InputError: another process has the folder.
+    """
     # The process that trains has the folder too, also when this one is killed.
-    with lock_folder(run.folder) as lock, open(run.folder / LOG, "a+b") as log:
+    with lock_folder(folder) as lock, open(folder / log, "a+b") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=[lock.fileno()] if os.name == "posix" else (),
@@ -234,10 +262,10 @@ def _train(run, num_gpus):
                     process.kill()
                 process.wait()
         if code == 0:
-            (run.folder / "finished").touch()
+            (folder / "finished").touch()
             return None
-        log.seek(0)
-        lines = log.read().decode(errors="replace").strip().split("\n")
+        output.seek(0)
+        lines = output.read().decode(errors="replace").strip().split("\n")
         return f"exit code {code}, {lines[-1].strip() or 'no output'}"
 
 

@@ -232,7 +232,9 @@ def check_training_sets(cfg: CfgNode) -> None:
     if not names:
         raise InputError("DATASETS.TRAIN is empty; name one data set or more")
     check_limits(**{"DATASETS.PSEUDO_WEIGHT": (cfg.DATASETS.PSEUDO_WEIGHT, POSITIVE)})
-    if cfg.DATASETS.PSEUDO_WEIGHT != 1 and cfg.MODEL.PROPOSAL_GENERATOR.NAME != "OLNRPN":
+    generator, heads = cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.ROI_HEADS.NAME
+    is_second = generator == "PrecomputedProposals" and heads == "OLNROIHeads"
+    if cfg.DATASETS.PSEUDO_WEIGHT != 1 and generator != "OLNRPN" and not is_second:
         raise InputError(
             f"DATASETS.PSEUDO_WEIGHT is {cfg.DATASETS.PSEUDO_WEIGHT}, but only OLN's losses look "
             "at it; set it to 1"

@@ -42,6 +42,7 @@ class Detectron2Proposer(TorchProposer):
         # What does not change the proposals.
         cfg.MODEL.DEVICE = cfg.MODEL.WEIGHTS = cfg.OUTPUT_DIR = ""
         cfg.DATASETS.pop("OWN", None)
+        cfg.MODEL.pop("FROZEN", None)
         settings = hashlib.sha256(cfg.dump().encode()).hexdigest()
         self.identity = f"{file_digest(weights)} {settings}"
 

@@ -74,6 +74,20 @@ def _in_float32(pooler, args):
     return [feature.float() for feature in features], *rest
 
 
+def _freeze(model, name):
+    """See MODEL.FROZEN in `oln_d2.config`."""
+    try:
+        part = model.get_submodule(name)
+    except AttributeError:
+        parts = ", ".join(own for own, _ in model.named_children())
+        raise InputError(
+            f"MODEL.FROZEN: the model has no part {name}; its largest are {parts}"
+        ) from None
+    part.requires_grad_(False)
+    # The trainer puts all of the model into training mode, where batch norms would adapt.
+    part.register_forward_pre_hook(lambda module, _: module.eval() and None)
+
+
 @contextlib.contextmanager
 def no_model_of_config() -> Iterator[None]:
     """Raises InputError where Detectron2 cannot build a model in its body: by the config."""
@@ -404,6 +418,8 @@ class Trainer(DefaultTrainer):
         for module in model.modules():
             if isinstance(module, ROIPooler):
                 module.register_forward_pre_hook(_in_float32)
+        for name in cfg.MODEL.FROZEN:
+            _freeze(model, name)
         if cfg.MODEL.CHANNELS_LAST:
             model = model.to(memory_format=torch.channels_last)
         return model
