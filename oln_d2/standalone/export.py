@@ -41,6 +41,7 @@ class ExportedGraph(nn.Module):
         super().__init__()
         self.model = model
         model.rpn._post_nms_top_n["testing"] = 10**6
+        model.rpn.exported = True
         model.roi_heads.detections_per_img = None
 
     def forward(

@@ -260,6 +260,7 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
     def __init__(self, *args, negatives: bool = True, **kwargs):
         super().__init__(*args, **kwargs)
         self.negatives = negatives
+        self.exported = False  # a graph cannot branch on the number of proposals; it limits them
         limits = self.proposal_matcher.low_threshold, self.proposal_matcher.high_threshold
         sampler = self.fg_bg_sampler
         self.samples = (
@@ -341,8 +342,7 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
                 shape,
                 top_n,
                 nms=nms_by_level,
-                # An export, which cannot branch on their number, does it itself.
-                copies_last=not (self.training or torch.compiler.is_exporting()),
+                copies_last=not (self.training or self.exported),
             )
             ret.append({"boxes": boxes, OBJECTNESS.attribute: logits.sigmoid()})
         return ret
@@ -570,8 +570,8 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
             with. Default: ImageNet's.
         rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test: proposals of each level.
         rpn_post_nms_top_n_test: proposals of an image in inference, of all levels; fewer take less
-            time and find a little less; near copies of a better one go first. None, as in the
-            authors' code: all.
+            time and find a little less; near copies of a better one are left out first. None, as in
+            the authors' code: all.
         rpn_nms_thresh: IoU of the NMS of the proposals, None for none.
         objectness_negatives: whether anchors on no annotated object teach the first score, with
             target 0, as in the authors' code. Without, and without `box_score_negatives`, an object
