@@ -239,7 +239,7 @@ def test_encodings(gt, path, encoding, zipped, piece, monkeypatch):
 
 def test_missing_file(gt, path):
     """A mistyped path would end in a traceback."""
-    with pytest.raises(InputError, match="results.json: cannot be read .No such file"):
+    with pytest.raises(InputError, match="results.json: no such file; give detections"):
         read_results(path, gt)
 
 
