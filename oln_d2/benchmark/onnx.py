@@ -206,12 +206,10 @@ def _plot(path, times, recalls, ks):
     figure = Figure(figsize=(4.2 * len(ks), 3.6), layout="constrained")
     for axes, (i, k) in zip(figure.subplots(1, len(ks), squeeze=False)[0], enumerate(ks)):
         for name, recall in recalls.items():
-            at = 1000 * times[name], recall[i][0]
-            axes.plot(*at, "o")
-            label = name.replace("OLN-Box, ", "")
-            axes.annotate(label, at, xytext=(4, -3), textcoords="offset points", fontsize=7)
-        axes.set(xscale="log", xlabel="ms an image", ylabel=f"AR@{k} of unseen objects in percent")
+            axes.plot(1000 * times[name], recall[i][0], "o", label=name)
+        axes.set(xscale="log", xlabel="ms an image", ylabel=f"AR@{k}, unseen objects, percent")
         axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     with write_whole(path) as temporary:
         figure.savefig(temporary, dpi=150)
 
