@@ -725,7 +725,9 @@ def test_videos_that_are_not_whole(weights, tmp_path):
     assert all((tmp_path / "out/pictures" / name).exists() for name in names)
     told = (tmp_path / "out/unreadable.txt").read_text().splitlines()
     assert len(told) == 3 and "a.avi: cannot be read as a video" in told[0]
-    assert "ends after 2 of 5 frames" in told[1] and "sound only" in told[2]
+    # On one core FFmpeg tells of the half of a frame at the end, on more it leaves that out.
+    assert "ends after 2 of 5 frames" in told[1] or "cut.avi: cannot be read" in told[1]
+    assert "sound only" in told[2]
 
 
 def test_pictures_are_not_proposed_on(weights, photos):
