@@ -81,7 +81,6 @@ class Separable:
 
 def test_what_it_learns():
     """A class must be found where its features are, moved to the object, and one box be left."""
-    pytest.importorskip("sklearn")
     from rcnn import RCNN
 
     class Data:
