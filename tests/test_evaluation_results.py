@@ -237,6 +237,26 @@ def test_encodings(gt, path, encoding, zipped, piece, monkeypatch):
             read(path)
 
 
+def test_ids_of_other_images(tmp_path):
+    """`propose` without --gt numbers images itself; by such ids recall would be wrong."""
+    images = [{"id": i, "file_name": f"{name}.jpg"} for i, name in enumerate("ba", 1)]
+    truth = GroundTruth({**CONTENT, "images": images}, [], "gt.json")
+    path = write(str(tmp_path / "results.json"), [])
+
+    def beside(*images):
+        entries = [{"id": i, "file_name": name} for i, name in images]
+        write(tmp_path / "images.json", {"images": entries})
+
+    beside((1, "photos/b.jpg"), (2, "a.jpg"), (3, "unknown.jpg"))
+    read_results(path, truth)
+    beside((1, "a.jpg"), (2, "b.jpg"))
+    with pytest.raises(InputError, match=r"calls a.jpg the image 1 .*, which is 2 in .* --gt gt"):
+        read_results(path, truth)
+    for other in ({"images": 3}, [], {"images": [{"id": 1}]}):  # another tool's
+        write(tmp_path / "images.json", other)
+        read_results(path, truth)
+
+
 def test_missing_file(gt, path):
     """A mistyped path would end in a traceback."""
     with pytest.raises(InputError, match="results.json: no such file; give detections"):

@@ -18,7 +18,7 @@ from oln_d2.boxes import to_xyxy
 from oln_d2.checks import InputError
 from oln_d2.data.rle import is_text_of_bytes, to_rle, wrong_rle
 from oln_d2.evaluation.ground_truth import GroundTruth
-from oln_d2.files import StrPath, open_json, write_whole
+from oln_d2.files import StrPath, open_json, read_json, write_whole
 from oln_d2.results import Proposals, coco_entries
 from oln_d2.scores import SCORES
 
@@ -325,6 +325,7 @@ def _read(path: StrPath, ground_truth: GroundTruth, masks: bool) -> Iterator[Det
     source = str(path)
     fields = [score.field for score in SCORES]
     box_format = _BoxFormat(ground_truth, source)
+    _check_ids(source, ground_truth)
     done = 0
     try:
         with open_json(path) as f:
@@ -368,6 +369,28 @@ def _convert(
         source,
         first,
     )
+
+
+def _check_ids(source, ground_truth):
+    """That the ids of what `propose` wrote are the ground truth's, by the names beside them."""
+    folder, name = os.path.split(os.path.expanduser(source))
+    if name != "results.json":
+        return
+    try:
+        images = read_json(os.path.join(folder, "images.json"))["images"]
+        ids = {str(image["file_name"]): image["id"] for image in images}
+    except (InputError, LookupError, TypeError):  # none there, or another tool's
+        return
+    for name, written in ids.items():
+        try:
+            meant = ground_truth.find_image(name)
+        except InputError:
+            continue
+        if written != meant:
+            raise InputError(
+                f"{source}: calls {name} the image {written} (images.json beside it), which is "
+                f"{meant} in {ground_truth.source}; propose again with --gt {ground_truth.source}"
+            )
 
 
 def _read_pieces(path: StrPath, f: IO[bytes], decode: _Decoder) -> Iterator[list[Any]]:
