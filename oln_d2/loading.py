@@ -38,7 +38,7 @@ def load(
         device: "cpu", "cuda" or "auto": CUDA where there is any.
         min_size, tiles: to find smaller objects, see :meth:`Proposer.look_closer`.
         max_proposals: to take less time, see :meth:`Proposer.limit_proposals`. By default the
-            shipped model takes 700; 2000 are more than it has.
+            shipped model takes those of its card; 2000 are more than it has.
 
     Raises:
         InputError: files that cannot be read, do not fit each other, or no such device.

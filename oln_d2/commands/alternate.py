@@ -7,7 +7,7 @@ the proposals of (3). Both are then one model.
 
 import argparse
 
-from oln_d2.commands.arguments import pick
+from oln_d2.commands.arguments import add_training, pick
 
 HELP = "train the two stages of a recipe of Detectron2 in turn, instead of jointly"
 GOES_ON = "the same command goes on"
@@ -30,19 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="where the steps and the model go"
     )
-    parser.add_argument(
-        "--num-gpus", type=int, default=1, metavar="N", help="of each training (default 1)"
-    )
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="that proposes"
-    )
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="override the recipe; has to come last",
-    )
+    add_training(parser, "the recipe")
 
 
 def run(args: argparse.Namespace) -> int:

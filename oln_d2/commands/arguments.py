@@ -20,6 +20,23 @@ def add_seen(parser: argparse.ArgumentParser, required: bool = False) -> None:
     seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
 
 
+def add_training(parser: argparse._ActionsContainer, what: str) -> None:
+    """Adds `--num-gpus`, `--device` and `--opts`, which overrides `what`."""
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="of each training (default 1)"
+    )
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="that proposes"
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help=f"override {what}; has to come last",
+    )
+
+
 def pick(args: argparse.Namespace, names: str) -> dict[str, Any]:
     """The arguments of these names, separated by spaces, for a function that calls them so, too."""
     return {name: getattr(args, name) for name in names.split()}

@@ -8,7 +8,7 @@ import argparse
 from typing import Any
 
 from oln_d2.checks import InputError
-from oln_d2.commands.arguments import add_seen, pick, print_failures
+from oln_d2.commands.arguments import add_seen, add_training, pick, print_failures
 
 HELP = "which of several detectors finds more, on a page: numbers, intervals, images"
 GOES_ON = "the same command goes on"
@@ -75,19 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="each recipe is trained with each; one row, with their spread (default 0)",
     )
-    training.add_argument(
-        "--num-gpus", type=int, default=1, metavar="N", help="of each training (default 1)"
-    )
-    training.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="that proposes"
-    )
-    training.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="override all recipes of train_net.py; has to come last",
-    )
+    add_training(training, "all recipes of train_net.py")
 
 
 def run(args: argparse.Namespace) -> int:
