@@ -18,6 +18,7 @@ from oln_d2.localization import (
     quality_loss,
     sample_labels,
     select_proposals,
+    without_copies,
 )
 
 
@@ -204,6 +205,23 @@ def test_copies_come_last():
     assert kept(1) == [4] and kept(2) == [4, 1] and kept(3) == [4, 3, 1]
     assert kept(4) == kept(9) == [4, 3, 2, 1]  # the public code's
     assert kept(2, copies_last=False) == [4, 3]
+
+
+def test_the_best_of_many_without_copies_are_those_of_all():
+    """NMS of a part, which is faster, must not choose otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    corners = 90 * torch.rand(40, 2, generator=generator)
+    boxes = torch.cat([corners, corners + 10], dim=1).repeat(10, 1)  # nine copies of each
+    boxes += torch.rand(boxes.shape, generator=generator)
+    logits = torch.randint(50, (len(boxes),), generator=generator).float()  # with ties
+    order = logits.sort(descending=True, stable=True).indices
+    best = order[without_copies(boxes[order], logits[order])]
+    for top_n in (1, 10, 30, 60, 150):  # of some 50 that differ
+        found, _ = select_proposals(
+            boxes, logits, torch.zeros(400), (200, 200), top_n, copies_last=True
+        )
+        chosen = torch.isin(torch.arange(400), best[:top_n])[order]
+        assert torch.equal(found, boxes[order][chosen])
 
 
 def test_what_diverged_is_named():
