@@ -37,8 +37,8 @@ def load(
         config_file: Detectron2's; a file, or the name of a recipe of the model zoo.
         device: "cpu", "cuda" or "auto": CUDA where there is any.
         min_size, tiles: to find smaller objects, see :meth:`Proposer.look_closer`.
-        max_proposals: to take less time, see :meth:`Proposer.limit_proposals`. By default the
-            shipped model takes those of its card; 2000 are more than it has.
+        max_proposals: to take less time, see :meth:`Proposer.limit_proposals`. For the shipped
+            model, None is here and with `min_size` what its card says; 2000 are more than it has.
 
     Raises:
         InputError: files that cannot be read, do not fit each other, or no such device.
@@ -46,10 +46,11 @@ def load(
     """
     check_limits(device=(device, one_of("auto", "cpu", "cuda")))
     proposer = _load(weights, config_file, device)
-    proposer.look_closer(min_size, tiles)
     card = shipped.card_of(proposer.identity)
-    if max_proposals is None and card:
-        max_proposals = card.get("max_proposals")
+    if card:
+        min_size = card.get("min_size") if min_size is None else min_size
+        max_proposals = card.get("max_proposals") if max_proposals is None else max_proposals
+    proposer.look_closer(min_size, tiles)
     proposer.limit_proposals(max_proposals)
     if card:
         proposer.likely_score = card["likely_score"]

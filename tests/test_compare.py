@@ -104,6 +104,16 @@ def test_better_detector_is_said_to_be_better(data, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_results_of_a_part_of_the_images_are_warned_of(data, tmp_path):
+    """A detector that was run on half of the images would be called the worse one."""
+    entries = [e for e in json.loads((data / "good.json").read_text()) if e["image_id"] <= 20]
+    (tmp_path / "half.json").write_text(json.dumps(entries))
+    results = {"whole": data / "good.json", "half": tmp_path / "half.json"}
+    found = oln_d2.compare(data / "gt.json", results, tmp_path, seen=SEEN)
+    assert "\nWarning: half: 20 of 40 images have no detection" in str(found)
+    assert "Warning: whole" not in str(found)
+
+
 def test_one_detector_alone(data, tmp_path, monkeypatch, capsys):
     """Who gave one file, or the same twice, would read an empty line."""
     monkeypatch.chdir(tmp_path)
