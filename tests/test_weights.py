@@ -48,6 +48,15 @@ def test_default_number_of_proposals():
     assert numbers[None] == numbers[default] < numbers[2000]
 
 
+def test_default_size_of_images():
+    """It sees images at the size that its card says was best, or as large as the caller wants."""
+    size, photo = weights.card()["min_size"], Image.open(PHOTOS / "coffee.jpg")  # 600 x 400
+    for ending in ".onnx", ".safetensors":
+        path = weights.find(ending)
+        assert oln_d2.load(path, device="cpu").input_shape(photo) == (size, 1.5 * size)
+        assert oln_d2.load(path, device="cpu", min_size=320).input_shape(photo) == (320, 480)
+
+
 def test_copies_come_later(tmp_path):
     """Near copies of a better box get a part of its score, wherever the weights lie."""
     path = shutil.copy(weights.find(".onnx"), tmp_path / "mine.onnx")

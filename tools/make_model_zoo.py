@@ -21,7 +21,8 @@ Made by `python tools/make_model_zoo.py > MODEL_ZOO.md` from
   `model_zoo.get_checkpoint_url("RECIPE")` says how to get some. The authors published weights of
   OLN-Box, see [Published weights](docs/published_weights.md).
 * **Measured** are metrics of these weights. **Published** are other people's, of their weights, and
-  not measured here. A table without such a column has none.
+  not measured here. A table without such a column has none; what the small models find is in
+  [docs/model_card.md](docs/model_card.md).
 * [docs/experiments.md](docs/experiments.md) lists the recipes of each experiment of the paper.
 * Metrics are percent, on COCO val2017, for objects of the 60 categories that the `voc` split does
   not train on, protocol "xclass" (see [Evaluate](README.md#evaluate)); of boxes unless "mask" is

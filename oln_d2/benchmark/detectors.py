@@ -284,8 +284,11 @@ def standalone(
     """
     if config is None:
         ours = load_detector(weights.find(".safetensors"))
+        min_size = weights.card()["min_size"]
     else:
         ours = settle(build_detector(**{"ltrb_init": 0.5, **config}))  # anchors as boxes
+        min_size = ours.transform.min_size[-1]
+    max_size = round(ours.transform.max_size * min_size / ours.transform.min_size[-1])
     models = {f"OLN-Box, {ALL}": ours}
     if compiled:
         faster = models[f"OLN-Box, {ALL}, torch.compile"] = copy.deepcopy(ours)
@@ -301,8 +304,7 @@ def standalone(
     theirs = build_detector(**shared)
     theirs.backbone.load_state_dict(ours.backbone.state_dict())
     models[f"Faster R-CNN, {PROPOSALS}"] = theirs
-    transform = ours.transform
-    batches = make_batches(photos, transform.min_size[-1], transform.max_size, batch_size)
+    batches = make_batches(photos, min_size, max_size, batch_size)
     return [StandaloneDetector(n, model, device, batches) for n, model in models.items()]
 
 

@@ -188,8 +188,12 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"Open {args.output}/index.html in a browser; it needs the folder index_files beside it"
         )
-    if args.top_k > proposer.max_detections:
-        print(f"The model gives at most {proposer.max_detections} boxes an image, not {args.top_k}")
+    most, kept = proposer.max_detections, proposer.overrides["max_proposals"]
+    hint = ""
+    if kept is not None and kept < most and args.tiles is None:
+        most, hint = kept, "; --max-proposals changes that"
+    if args.top_k > most:
+        print(f"The model gives at most {most} boxes an image, not {args.top_k}{hint}")
     if done.unknown:
         print(f"{len(done.unknown)} left out, not in {args.gt}: {some(done.unknown)}")
     if done.absent:

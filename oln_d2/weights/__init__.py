@@ -5,8 +5,8 @@ Trained models. The one that the package ships lies beside this file; others are
     NAME.onnx: for any machine, without PyTorch
     NAME.safetensors: the same weights for PyTorch and Detectron2, also to train on from
     NAME.json: what they are: "sha256" of the others by their endings, "likely_score" and
-        "copy_factor" (see `Proposer`), maybe "max_proposals" (see `load`), and how the model was
-        trained and measured
+        "copy_factor" (see `Proposer`), maybe "min_size" and "max_proposals" (see `load`), and how
+        the model was trained and measured
 
 docs/model_card.md says what they find, MODEL_LICENSES.md where they come from.
 """
