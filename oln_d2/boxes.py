@@ -1,9 +1,15 @@
 """Boxes (D, 4) as numpy arrays, in absolute pixels."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from oln_d2.checks import InputError
+
 Boxes = NDArray[np.float64]
+# XYXY boxes read as XYWH reach beyond their image; this share of them does not by accident.
+SHARE_BEYOND = 0.2
 
 
 def to_xywh(boxes: Boxes) -> Boxes:
@@ -37,3 +43,66 @@ def nms(boxes: Boxes, iou: float) -> NDArray[np.int64]:
         overlap = width.clip(0) * height.clip(0)
         rest = rest[overlap <= iou * (area[rest] + area[best] - overlap)]
     return np.array(kept, np.int64)
+
+
+class BoxFormat:
+    """
+    Whether the boxes of a file can be XYWH in pixels, judged by all that came so far.
+
+    Args:
+        source: named in errors, with an entry, such as "annotations[{}]", by its number.
+    """
+
+    def __init__(self, source: object, entry: str):
+        self._source, self._entry = source, entry
+        self._count = self._beyond = self._corners = 0
+        self._largest, self._least_side = -np.inf, np.inf
+        self._first: Any = None  # number and box of the first, and of the first beyond its image
+        self._first_beyond: Any = None
+
+    def check(self, boxes: Boxes, sizes: NDArray[np.float64], first: int = 0) -> None:
+        """
+        Args:
+            boxes: (D, 4).
+            sizes: (D, 2), height and width of their images; NaN where they are not known.
+            first: the number of the first.
+
+        Raises:
+            InputError: they are plainly something else.
+        """
+        some = slice(None, None, 1 + len(boxes) // 100_000)  # enough to recognise the format
+        boxes = boxes[some]
+        x, y, w, h = boxes.T
+        height, width = sizes[some].T
+        beyond = (x + w > 1.05 * width + 2) | (y + h > 1.05 * height + 2)
+        fits_as_corners = (w >= x) & (h >= y) & (w <= width + 2) & (h <= height + 2)
+        if len(x):
+            self._first = self._first or (first, boxes[0].tolist())
+        if beyond.any():
+            index = np.flatnonzero(beyond)[0]
+            self._first_beyond = self._first_beyond or (
+                first + index * some.step,
+                boxes[index].tolist(),
+            )
+        self._count += len(x)
+        self._beyond += int(np.count_nonzero(beyond))
+        self._corners += int(np.count_nonzero(fits_as_corners))
+        self._largest = np.max(boxes, initial=self._largest)
+        sides = np.fmin.reduce([height, width], axis=None, initial=self._least_side)
+        self._least_side = float(sides)
+        if self._count < 10:
+            return
+        share = self._beyond / self._count
+        if share > SHARE_BEYOND and self._corners / self._count > 0.999:
+            number, box = self._first_beyond
+            raise InputError(
+                f"{self._source}: {self._entry.format(number)}: bbox {box} reaches beyond its image, as "
+                f"{100 * share:.0f} % of the boxes do, and all fit if read as corners: they seem "
+                "to be [x1, y1, x2, y2], write [x, y, width, height]"
+            )
+        if self._largest <= 1 and 1 < self._least_side < np.inf:
+            number, box = self._first
+            raise InputError(
+                f"{self._source}: {self._entry.format(number)}: bbox {box}, as all others, is below one pixel: they "
+                "seem to be fractions of the image size, write pixels"
+            )

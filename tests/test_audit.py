@@ -437,8 +437,9 @@ def test_enough_decisions_rank_the_rest(tmp_path):
     assert done.learnt and done.added > 10
     number, share = len(chosen), 100 * done.added / len(chosen)
     assert f"Of {number} candidates judged {share:.0f} % were accepted (95 %" in done.summary
-    likely = sum(c["rank"] for c in json.loads((out / "candidates.json").read_text())["candidates"])
-    assert f"By these, {likely:.0f} of the next {done.total} are objects." in done.summary
+    lower = [c["bbox"][2] > width for c in chosen[number // 2 :]]
+    last = f"of the {len(lower)} that ranked last {100 * np.mean(lower):.0f} % ("
+    assert last in done.summary
     rest = json.loads((out / "candidates.json").read_text())["candidates"]
     assert not {c["id"] for c in rest} & {c["id"] for c in chosen}
     widths = [c["bbox"][2] for c in rest]
@@ -482,6 +483,10 @@ def test_rounds(tmp_path):
         oln_d2.audit(gt, output=out, merge=[path], cross_fit=2)
     with pytest.raises(InputError, match="audit first, without merge"):
         oln_d2.audit(gt, output=tmp_path / "other", merge=[path])
+    merged = (out / "merged.json").read_text()
+    with pytest.raises(InputError, match=f"is of an audit of {gt}; give that file"):
+        oln_d2.audit(GT, output=out, merge=[path])
+    assert (out / "merged.json").read_text() == merged
 
 
 def test_summary_says_what_the_model_knows(tmp_path):

@@ -110,8 +110,9 @@ def test_results_of_a_part_of_the_images_are_warned_of(data, tmp_path):
     (tmp_path / "half.json").write_text(json.dumps(entries))
     results = {"whole": data / "good.json", "half": tmp_path / "half.json"}
     found = oln_d2.compare(data / "gt.json", results, tmp_path, seen=SEEN)
-    assert "\nWarning: half: 20 of 40 images have no detection" in str(found)
+    assert "Warning: half: 20 of 40 images have no detection" in str(found)
     assert "Warning: whole" not in str(found)
+    assert str(found).splitlines()[-1].startswith("whole finds more")
 
 
 def test_one_detector_alone(data, tmp_path, monkeypatch, capsys):

@@ -212,6 +212,24 @@ def test_ground_truth_is_checked(coco):
         load_coco(json_file)
 
 
+def test_annotations_that_are_no_xywh_in_pixels():
+    """All that is measured against corners or fractions would be wrong, without a word."""
+    image = {"id": 1, "file_name": "a.jpg", "width": 100, "height": 80}
+    content = {"images": [image], "categories": [{"id": 1, "name": "mug"}]}
+
+    def read(boxes):
+        rows = [{"image_id": 1, "category_id": 1, "bbox": box} for box in boxes]
+        return coco_module.check_coco("gt.json", {**content, "annotations": rows})
+
+    corners = [[40 + i, 30, 80 + i, 70] for i in range(12)]
+    with pytest.raises(InputError, match=r"gt.json: annotations\[0\]: bbox \[40.0, .*corners"):
+        read(corners)
+    with pytest.raises(InputError, match=r"annotations\[0\]: bbox .* fractions of the image size"):
+        read([[0.1, 0.2, 0.3, 0.4]] * 12)
+    assert len(read([[x, y, 20, 20] for x, y, *_ in corners])["annotations"]) == 12
+    assert len(read([*[[90, 70, 30, 30]] * 12, [60, 50, 30, 20]])["annotations"]) == 13
+
+
 def test_values_are_read_as_tools_write_them(tmp_path):
     """An object would become a crowd, or an image vanish, by the type of a number."""
     content = {

@@ -22,6 +22,7 @@ from oln_d2.evaluation.result import draw_images
 SHARE = 0.3  # of all objects that is hidden at random
 DEPTHS = 100, 200, 500, 1000, 2000, 5000, 10000  # candidates that somebody reads
 READ = 500, 2000  # those that the summary is about
+LEAST_JUDGED = 20  # decisions of which half say something
 DRAWS = 1000  # of images, for the 95 % intervals
 SCORES = 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8  # least scores whose candidates are counted
 
@@ -251,28 +252,27 @@ def sentences(found: Mapping[str, Found], note: str = "") -> str:
     return " ".join([*ret, note]).strip()
 
 
-def judged_sentence(accepted: NDArray[np.bool_], likely: NDArray[np.float64] | None) -> str:
+def judged_sentence(accepted: NDArray[np.bool_]) -> str:
     """
-    What decisions say about the rest of the list.
+    What decisions say about the rest of the list. How much further down fewer are accepted is not
+    in them: what they are said to promise is no more than the lower half of them held.
 
     Args:
-        accepted: shape (J,), what was decided on J candidates, 1 or more.
-        likely: shape (C,), in [0, 1], how likely each of the rest is to be accepted, descending;
-            None where that is not known.
+        accepted: shape (J,), what was decided on J candidates, 1 or more, in the order of the list.
     """
-    low, high = (100 * x for x in wilson(int(accepted.sum()), len(accepted)))
-    ret = (
-        f"Of {len(accepted)} candidates judged {100 * accepted.mean():.0f} % were accepted "
-        f"(95 % interval {low:.0f} to {high:.0f})."
-    )
-    if likely is not None and len(likely):
-        first = min(READ[0], len(likely))
-        ret += f" By these, {likely[:first].sum():.0f} of the next {first} are objects"
-        if len(likely) > first:
-            last = min(READ[1], len(likely))
-            ret += f", and {likely[:last].sum():.0f} of the next {last}"
-        ret += "."
-    return ret
+
+    def share(some):
+        low, high = (100 * x for x in wilson(int(some.sum()), len(some)))
+        return f"{100 * some.mean():.0f} %", f"{low:.0f} to {high:.0f}"
+
+    text = "Of {} candidates judged {} were accepted (95 % interval {})"
+    text = text.format(len(accepted), *share(accepted))
+    if len(accepted) >= LEAST_JUDGED:
+        lower = accepted[len(accepted) // 2 :]
+        text += ", of the {} that ranked last {} ({}): expect no more of the next".format(
+            len(lower), *share(lower)
+        )
+    return f"{text}."
 
 
 def wilson(hits: int, number: int) -> tuple[float, float]:

@@ -36,7 +36,15 @@ from oln_d2.data.images import open_annotated
 from oln_d2.data.lookup import find_images, image_name, image_size, plural, some
 from oln_d2.evaluation.coco_results import join_detections, read_results
 from oln_d2.evaluation.ground_truth import GroundTruth
-from oln_d2.files import StrPath, check_links, check_output, make_folder, read_json, write_file
+from oln_d2.files import (
+    StrPath,
+    check_links,
+    check_output,
+    file_digest,
+    make_folder,
+    read_json,
+    write_file,
+)
 from oln_d2.loading import load
 from oln_d2.pages.page import full_size, templates
 from oln_d2.propose import Proposer, propose_files
@@ -154,6 +162,11 @@ def audit(
                 "cross_fit"
             )
         before = _read_list(listed)
+        if _differ(gt, before["gt"]):
+            raise InputError(
+                f"{listed}: is of an audit of {before['gt']}; give that file, or the folder of the "
+                f"audit of {gt} (--output)"
+            )
     images = images or before.get("images")
     if images is None:
         raise InputError(f"{gt}: the folder of its images is not given; name it (--images)")
@@ -221,8 +234,7 @@ def audit(
     note = _note(original, identity, bool(results_less), recipe) if measured else ""
     summary = sentences(measured, note)
     if len(accepted):
-        judged = judged_sentence(accepted, found.ranks if learnt else None)
-        summary = f"{judged} {summary}".strip()
+        summary = f"{judged_sentence(accepted)} {summary}".strip()
     if not original["annotations"]:
         nothing = f"Nothing is annotated in {gt}, so all that is found is a candidate."
         summary = f"{nothing} {summary}".strip()
@@ -261,6 +273,11 @@ def audit(
     return Audit(
         found, total, listed, page, merged, added, pseudo, learnt, measured, summary, failures
     )
+
+
+def _differ(gt, before):
+    """Whether annotations are others than those before, as far as these are still there."""
+    return os.path.isfile(before) and file_digest(before) != file_digest(gt)
 
 
 def _by_image(content):
@@ -312,7 +329,7 @@ def _note(content, identity, hidden_from_training, recipe):
 def _apply(found, decisions, detections, annotations, settings):
     """
     The candidates that are left, ranked by what was decided on others, and whether they are; and
-    these decisions, (J,), whether they accept. `annotations`: without what was accepted, as they
+    these decisions, (J,), whether they accept, in the order of the list. `annotations`: without what was accepted, as they
     were when it was judged.
     """
     decided: dict[int, list[tuple[float, ...]]] = {}
@@ -329,6 +346,7 @@ def _apply(found, decisions, detections, annotations, settings):
     judged = find_candidates(detections.select(np.flatnonzero(theirs)), annotations, **settings)
     place = {key: i for i, key in enumerate(_ids(judged))}
     judging = [d for d in decisions if d.what != "skip" and d.id in place]
+    judging.sort(key=lambda d: place[d.id])
     accepted = np.array([d.what == "accept" for d in judging], bool)
     likely = learn_ranks(found, judged.select([place[d.id] for d in judging]), accepted)
     if likely is None:
@@ -350,7 +368,7 @@ def _read_list(path):
     before = read_json(path, dict)
     try:
         files, settings = before["results"], before["settings"]
-        texts = [before["images"], before["model"], *files]
+        texts = [before["gt"], before["images"], before["model"], *files]
         check_limits(**{name: (settings.get(name), FRACTION) for name in SETTINGS})
         fits = files and all(isinstance(text, str) for text in texts) and set(settings) <= SETTINGS
     except (AttributeError, LookupError, TypeError, InputError):

@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nms",
         type=float,
         metavar="IOU",
-        help="leave out boxes that overlap a better one by more (the model's own: 0.7)",
+        help="leave out boxes that overlap a better one by more, after the model's own NMS (0.7)",
     )
     parser.add_argument(
         "--min-size",
@@ -104,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="at most N proposals of an image go through the second stage: less time, and a little "
-        "less is found (default: 700 with the shipped model, all with others)",
+        "less is found (default: 300 with the shipped model, all with others)",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument(
@@ -191,9 +191,12 @@ def run(args: argparse.Namespace) -> int:
     most, kept = proposer.max_detections, proposer.overrides["max_proposals"]
     hint = ""
     if kept is not None and kept < most and args.tiles is None:
-        most, hint = kept, "; --max-proposals changes that"
+        most, hint = kept, " (--max-proposals)"
     if args.top_k > most:
-        print(f"The model gives at most {most} boxes an image, not {args.top_k}{hint}")
+        print(
+            f"The model gives at most {most} boxes an image{hint}, less those that its own NMS "
+            f"leaves out, not {args.top_k}"
+        )
     if done.unknown:
         print(f"{len(done.unknown)} left out, not in {args.gt}: {some(done.unknown)}")
     if done.absent:

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
+
+from oln_d2.boxes import BoxFormat
 from oln_d2.checks import InputError
 from oln_d2.data.lookup import find_images
 from oln_d2.data.rle import check_polygons, to_rle
@@ -49,7 +52,7 @@ def load_coco(path: StrPath) -> Content:
 
     Raises:
         InputError: names the file, the entry and the field that is missing, repeated, of the wrong
-            type, NaN, infinite or negative.
+            type, NaN, infinite or negative; or boxes that are plainly corners or fractions.
     """
     real = os.path.realpath(Path(path).expanduser())
     try:
@@ -123,6 +126,10 @@ def check_coco(source: StrPath, content: Any) -> Content:
         if not _is_clean(annotation, image_ids, category_ids):
             where = f"{source}: annotations[{index}]"
             annotations[index] = _cleaned(where, annotation, image_ids, category_ids)
+    sizes = {i["id"]: (i.get("height") or np.nan, i.get("width") or np.nan) for i in images}
+    boxes = np.array([a["bbox"] for a in annotations], float).reshape(-1, 4)
+    of_boxes = np.array([sizes[a["image_id"]] for a in annotations], float).reshape(-1, 2)
+    BoxFormat(source, "annotations[{}]").check(boxes, of_boxes)
     lists = {"images": images, "annotations": annotations, "categories": categories}
     return Content({**content, **lists})
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
-from oln_d2.boxes import to_xyxy
+from oln_d2.boxes import BoxFormat, to_xyxy
 from oln_d2.checks import InputError
 from oln_d2.data.rle import is_text_of_bytes, to_rle, wrong_rle
 from oln_d2.evaluation.ground_truth import GroundTruth
@@ -27,8 +27,6 @@ PIECE = 2**23
 # At how many places a cut of a piece is tried, should entries contain lists of objects.
 CUTS = 100
 BETWEEN_ENTRIES = re.compile(rb"\}\s*,\s*(?=\{)")
-# XYXY boxes read as XYWH reach beyond their image; this share of them does not by accident.
-SHARE_BEYOND = 0.2
 
 
 class _Mask(TypedDict):
@@ -239,7 +237,7 @@ def convert_entries(
         entry.segmentation = given.get("segmentation")
     _Decoder(ground_truth, masks, source).correct(checked, 0)
     detections = _convert(checked, masks, [score.field for score in SCORES], source, 0)
-    _BoxFormat(ground_truth, source).check(detections)
+    _Format(ground_truth, source).check(detections)
     return detections
 
 
@@ -324,7 +322,7 @@ def _read(path: StrPath, ground_truth: GroundTruth, masks: bool) -> Iterator[Det
     """The detections in the order of the file, one piece, perhaps empty, at least."""
     source = str(path)
     fields = [score.field for score in SCORES]
-    box_format = _BoxFormat(ground_truth, source)
+    box_format = _Format(ground_truth, source)
     _check_ids(source, ground_truth)
     done = 0
     try:
@@ -404,8 +402,8 @@ def _read_pieces(path: StrPath, f: IO[bytes], decode: _Decoder) -> Iterator[list
         if rest[:1] != b"[":
             raise InputError(
                 f"{path}: does not hold a list; expected a list of detections in COCO's results "
-                "format (of a data set whose annotations have scores, that is the list "
-                "'annotations' alone)"
+                "format, as `propose` writes it with --format coco (of a data set whose "
+                "annotations have scores, that is the list 'annotations' alone)"
             )
         rest = rest[1:]
         # More at a time where there is no cut: an entry of many pieces is not to be decoded often.
@@ -464,7 +462,7 @@ def _describe(
     )
 
 
-class _BoxFormat:
+class _Format:
     """
     Whether the boxes of a file can be XYWH in pixels, judged by all that came so far, and its masks
     are those of its images.
@@ -472,10 +470,7 @@ class _BoxFormat:
 
     def __init__(self, ground_truth: GroundTruth, source: str):
         self._ground_truth, self._source = ground_truth, source
-        self._count = self._beyond = self._corners = 0
-        self._largest, self._least_side = -np.inf, np.inf
-        self._first: Any = None  # number and box of the first, and of the first beyond its image
-        self._first_beyond: Any = None
+        self._boxes = BoxFormat(source, "entry {}")
 
     def check(self, detections: Detections) -> None:
         """
@@ -487,54 +482,18 @@ class _BoxFormat:
             image = self._ground_truth.index_images(detections.image_ids, first)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
+        sizes = self._ground_truth.image_sizes[image]
         if detections.masks:
-            sizes = np.array([mask["size"] for mask in detections.masks], float)
-            known = self._ground_truth.image_sizes[image]
-            other = np.flatnonzero(((sizes != known) & np.isfinite(known)).any(axis=1))
+            own = np.array([mask["size"] for mask in detections.masks], float)
+            other = np.flatnonzero(((own != sizes) & np.isfinite(sizes)).any(axis=1))
             if len(other):
-                mask, size = detections.masks[other[0]], known[other[0]].astype(int).tolist()
+                mask, size = detections.masks[other[0]], sizes[other[0]].astype(int).tolist()
                 raise InputError(
                     f"{source}: entry {first + other[0]}: mask of size {list(mask['size'])} on an "
                     f"image of size {size} (height, width) in {self._ground_truth.source}; write "
                     "masks of the image's size"
                 )
-        some = slice(None, None, 1 + len(image) // 100_000)  # enough to recognise the format
-        boxes = detections.boxes[some]
-        x, y, w, h = boxes.T
-        height, width = self._ground_truth.image_sizes[image[some]].T
-        beyond = (x + w > 1.05 * width + 2) | (y + h > 1.05 * height + 2)
-        fits_as_corners = (w >= x) & (h >= y) & (w <= width + 2) & (h <= height + 2)
-        if len(x):
-            self._first = self._first or (first, boxes[0].tolist())
-        if beyond.any():
-            index = np.flatnonzero(beyond)[0]
-            self._first_beyond = self._first_beyond or (
-                first + index * some.step,
-                boxes[index].tolist(),
-            )
-        self._count += len(x)
-        self._beyond += int(np.count_nonzero(beyond))
-        self._corners += int(np.count_nonzero(fits_as_corners))
-        self._largest = np.max(boxes, initial=self._largest)
-        # NaN is passed over: the size of an image may be unknown.
-        sides = np.fmin.reduce([height, width], axis=None, initial=self._least_side)
-        self._least_side = float(sides)
-        if self._count < 10:
-            return
-        share = self._beyond / self._count
-        if share > SHARE_BEYOND and self._corners / self._count > 0.999:
-            entry, box = self._first_beyond
-            raise InputError(
-                f"{source}: entry {entry}: bbox {box} reaches beyond its image, as "
-                f"{100 * share:.0f} % of the boxes do, and all fit if read as corners: they seem "
-                "to be [x1, y1, x2, y2], write [x, y, width, height]"
-            )
-        if self._largest <= 1 and 1 < self._least_side < np.inf:
-            entry, box = self._first
-            raise InputError(
-                f"{source}: entry {entry}: bbox {box}, as all others, is below one pixel: they "
-                "seem to be fractions of the image size, write pixels"
-            )
+        self._boxes.check(detections.boxes, sizes, first)
 
 
 def write_results(path: StrPath, detections: Iterable[ImageDetections]) -> None:

@@ -86,7 +86,8 @@ class Comparison:
         return [d for d in self.differences if (d.group, d.area) == (self.group, "all")]
 
     def __str__(self) -> str:
-        lines = [str(difference) for difference in self.main_differences()[: len(self.rows) - 1]]
+        lines = [f"Warning: {row.name}: {text}" for row in self.rows for text in row.warnings]
+        lines += [str(difference) for difference in self.main_differences()[: len(self.rows) - 1]]
         if len(self.rows) == 1:
             (row,) = self.rows
             objects = "objects" if self.group == "all" else f"{self.group} objects"
@@ -94,7 +95,6 @@ class Comparison:
                 f"{row.name} alone: {100 * row.ar[self.group][self.k].value:.1f} AR@{self.k} of "
                 f"{objects}. Give results of another detector to compare it with."
             )
-        lines += [f"Warning: {row.name}: {text}" for row in self.rows for text in row.warnings]
         return "\n".join(lines)
 
 
