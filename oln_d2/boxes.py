@@ -94,15 +94,16 @@ class BoxFormat:
             return
         share = self._beyond / self._count
         if share > SHARE_BEYOND and self._corners / self._count > 0.999:
-            number, box = self._first_beyond
             raise InputError(
-                f"{self._source}: {self._entry.format(number)}: bbox {box} reaches beyond its image, as "
-                f"{100 * share:.0f} % of the boxes do, and all fit if read as corners: they seem "
-                "to be [x1, y1, x2, y2], write [x, y, width, height]"
+                f"{self._named(*self._first_beyond)} reaches beyond its image, as "
+                f"{100 * share:.0f} % of the boxes do, and all fit if read as corners: they seem to be "
+                "[x1, y1, x2, y2], write [x, y, width, height]"
             )
         if self._largest <= 1 and 1 < self._least_side < np.inf:
-            number, box = self._first
             raise InputError(
-                f"{self._source}: {self._entry.format(number)}: bbox {box}, as all others, is below one pixel: they "
-                "seem to be fractions of the image size, write pixels"
+                f"{self._named(*self._first)}, as all others, is below one pixel: they seem to be "
+                "fractions of the image size, write pixels"
             )
+
+    def _named(self, number, box):
+        return f"{self._source}: {self._entry.format(number)}: bbox {box}"

@@ -23,6 +23,8 @@ from oln_d2.checks import InputError, is_full
 
 StrPath = str | os.PathLike[str]
 
+# What tells whose page a folder has.
+MARKS = {"journal.jsonl": "propose", "candidates.json": "audit", "comparison.json": "compare"}
 _TEMPORARY = ".oln-d2_"  # begins the names of files while they are written, see `write_whole`
 
 
@@ -105,6 +107,22 @@ def check_output(path: StrPath, inputs: Iterable[StrPath]) -> None:
             _remove_left(folder)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); give another") from None
+
+
+def check_folder(path: StrPath, command: str) -> None:
+    """
+    Args:
+        path: a folder that a command is about to write its page to; it may not be there yet.
+        command: which.
+
+    Raises:
+        InputError: it holds what another command wrote, whose page would be lost.
+    """
+    for mark, other in MARKS.items():
+        if other != command and os.path.isfile(os.path.join(path, mark)):
+            raise InputError(
+                f"{path}: holds what `oln-d2 {other}` wrote ({mark}); choose another folder"
+            )
 
 
 def make_folder(path: StrPath, remedy: str = "choose another") -> None:

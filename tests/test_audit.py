@@ -435,6 +435,7 @@ def test_enough_decisions_rank_the_rest(tmp_path):
     path = saved(tmp_path / "d.json", *decisions)
     done = oln_d2.audit(GT, PHOTOS, out, merge=[path])
     assert done.learnt and done.added > 10
+    assert str(done.total) in str(done) and done.summary[:-1] in str(done) and len(str(done)) < 500
     number, share = len(chosen), 100 * done.added / len(chosen)
     assert f"Of {number} candidates judged {share:.0f} % were accepted (95 %" in done.summary
     lower = [c["bbox"][2] > width for c in chosen[number // 2 :]]

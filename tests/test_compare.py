@@ -115,6 +115,27 @@ def test_results_of_a_part_of_the_images_are_warned_of(data, tmp_path):
     assert str(found).splitlines()[-1].startswith("whole finds more")
 
 
+def test_page_of_another_command_is_kept(data, tmp_path, capsys):
+    """Who gives all commands one folder would lose a page that took hours."""
+    gt, out = str(data / "gt.json"), str(tmp_path / "out")
+    photo = str(ROOT / "examples/photos/coffee.jpg")
+    compared = ["compare", gt, str(data / "good.json"), "--seen", "person", "--output", out]
+    proposed = ["propose", photo, "--html", "--output", out]
+    assert main(compared) == 0 and main(compared) == 0
+    page = (tmp_path / "out/index.html").read_text()
+    visualized = ["visualize", gt, str(data / "good.json"), "--images", str(data), "--html"]
+    audited = ["audit", gt, "--images", str(data)]
+    for line in (
+        proposed,
+        [*visualized, "--seen", "person", "--output", out],
+        [*audited, "--output", out],
+    ):
+        capsys.readouterr()
+        assert main(line) == 2
+        assert "out: holds what `oln-d2 compare` wrote (comparison.json)" in capsys.readouterr().err
+    assert (tmp_path / "out/index.html").read_text() == page
+
+
 def test_one_detector_alone(data, tmp_path, monkeypatch, capsys):
     """Who gave one file, or the same twice, would read an empty line."""
     monkeypatch.chdir(tmp_path)

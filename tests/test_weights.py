@@ -100,7 +100,10 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert score in (folder / "index.html").read_text(encoding="utf-8")
     assert len(json.loads((folder / "results.json").read_text())) == 100 * len(names)
     more = ["propose", str(PHOTOS / "coffee.jpg"), "--top-k", "900", "--output"]
-    for options, most in ([], "300 boxes an image (--max-proposals), less"), (["--tiles", "400"], None):
+    for options, most in (
+        ([], "300 boxes an image (--max-proposals), not 900"),
+        (["--tiles", "400"], None),
+    ):
         assert main([*more, str(len(options)), *options]) == 0
         told = capsys.readouterr().out
         assert f"at most {most}" in told if most else "at most" not in told

@@ -38,6 +38,7 @@ from oln_d2.evaluation.coco_results import join_detections, read_results
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.files import (
     StrPath,
+    check_folder,
     check_links,
     check_output,
     file_digest,
@@ -70,6 +71,11 @@ class Audit(NamedTuple):
     estimate: dict[str, Found]  # how much of what is missing the list contains
     summary: str  # the same in words, and what decisions say about the rest
     failures: list[str]  # why an image was left out, a sentence each
+
+    def __repr__(self) -> str:
+        number = len(self.candidates.scores)
+        text = f"{self.total} candidates, the first {number} of them in {self.listed}"
+        return f"<Audit: {text}. {self.summary}".rstrip(". ") + ">"
 
 
 def audit(
@@ -173,6 +179,7 @@ def audit(
     settings = {"iou": IOU, "copies": COPIES, "inside": INSIDE, **before.get("settings", {})}
     given = {"iou": iou, "copies": copies, "inside": inside}
     settings.update({name: value for name, value in given.items() if value is not None})
+    check_folder(output, "audit")
     make_folder(output)
     check_links(output)
     for name in ("candidates", "merged", "pseudo", "estimate", "less", *EXPORTS):
@@ -329,8 +336,8 @@ def _note(content, identity, hidden_from_training, recipe):
 def _apply(found, decisions, detections, annotations, settings):
     """
     The candidates that are left, ranked by what was decided on others, and whether they are; and
-    these decisions, (J,), whether they accept, in the order of the list. `annotations`: without what was accepted, as they
-    were when it was judged.
+    these decisions, (J,), whether they accept, in the order of the list. `annotations`: without
+    what was accepted, as they were when it was judged.
     """
     decided: dict[int, list[tuple[float, ...]]] = {}
     for decision in decisions:

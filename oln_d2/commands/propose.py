@@ -194,8 +194,8 @@ def run(args: argparse.Namespace) -> int:
         most, hint = kept, " (--max-proposals)"
     if args.top_k > most:
         print(
-            f"The model gives at most {most} boxes an image{hint}, less those that its own NMS "
-            f"leaves out, not {args.top_k}"
+            f"The model gives at most {most} boxes an image{hint}, not {args.top_k}, less those "
+            "that its own NMS leaves out"
         )
     if done.unknown:
         print(f"{len(done.unknown)} left out, not in {args.gt}: {some(done.unknown)}")

@@ -33,7 +33,7 @@ from oln_d2.evaluation.comparison import (
 from oln_d2.evaluation.ground_truth import GroundTruth
 from oln_d2.evaluation.open_world import PROTOCOLS
 from oln_d2.evaluation.result import AREA_SUFFIXES, GROUPS, PROTOCOL_TEXT, draw_images
-from oln_d2.files import StrPath, lock_folder, make_folder, write_file
+from oln_d2.files import StrPath, check_folder, lock_folder, make_folder, write_file
 from oln_d2.pages.figures import COLORS, write_figures
 from oln_d2.pages.page import Item, write_page
 
@@ -159,6 +159,7 @@ def compare(
     if images is not None:
         paths = find_images(images, content["images"], gt, all_of_them=False)
     del content  # large
+    check_folder(output, "compare")
     make_folder(output)
     with lock_folder(output):
         group = "all" if (truth.seen | truth.crowd).all() else "unseen"

@@ -15,7 +15,7 @@ from oln_d2.data.lookup import find_images, image_name, image_size
 from oln_d2.drawing import Objects, list_shortened, picture_path, save_picture
 from oln_d2.evaluation.coco_results import read_results
 from oln_d2.evaluation.ground_truth import GroundTruth
-from oln_d2.files import StrPath, lock_folder, make_folder
+from oln_d2.files import StrPath, check_folder, lock_folder, make_folder
 from oln_d2.pages.page import Item, write_page
 
 
@@ -108,6 +108,8 @@ def visualize(
             # The page refers to the file, unless it would be turned there.
             yield Item(name, image if as_stored else path, [found], objects)
 
+    if html:
+        check_folder(output, "visualize")
     make_folder(output)
     with lock_folder(output):
         items = draw()

@@ -16,7 +16,15 @@ from oln_d2.data.coco import load_coco
 from oln_d2.data.lookup import image_name, image_size, match_images, some
 from oln_d2.drawing import TOP, list_shortened, picture_path, save_picture
 from oln_d2.drawing import contact_sheet as make_contact_sheet
-from oln_d2.files import InUseError, StrPath, check_output, lock_folder, make_folder, write_file
+from oln_d2.files import (
+    InUseError,
+    StrPath,
+    check_folder,
+    check_output,
+    lock_folder,
+    make_folder,
+    write_file,
+)
 from oln_d2.pages import Item, write_page
 from oln_d2.propose.ahead import ahead
 from oln_d2.propose.inputs import Frame, find_sources, import_av, read_frames
@@ -118,6 +126,8 @@ def propose_files(
     settings: dict[str, Any] = {"model": proposer.identity, "root": root}
     settings |= {"top_k": top_k, "score": score, "nms": nms, "every": every}
     settings |= proposer.overrides
+    if html:
+        check_folder(output, "propose")
     make_folder(output)
     if gt is not None:
         for file in FILES[format]:
