@@ -96,8 +96,8 @@ class BoxFormat:
         if share > SHARE_BEYOND and self._corners / self._count > 0.999:
             raise InputError(
                 f"{self._named(*self._first_beyond)} reaches beyond its image, as "
-                f"{100 * share:.0f} % of the boxes do, and all fit if read as corners: they seem to be "
-                "[x1, y1, x2, y2], write [x, y, width, height]"
+                f"{100 * share:.0f} % of the boxes do, and all fit if read as corners: they seem "
+                "to be [x1, y1, x2, y2], write [x, y, width, height]"
             )
         if self._largest <= 1 and 1 < self._least_side < np.inf:
             raise InputError(
