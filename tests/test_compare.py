@@ -98,6 +98,7 @@ def test_better_detector_is_said_to_be_better(data, tmp_path):
     )
     page = (tmp_path / "a/index.html").read_text()
     assert "<h1>good finds more of the unseen objects than poor</h1>" in page
+    assert re.search(r"good finds more than poor of: .*above all .+ \(\+[\d.]+, 80 objects\)", page)
     again = compare(data, tmp_path / "b", "poor", "good")
     assert found.differences == again.differences
     for name in "found.svg", "budgets.svg", "scores.svg", "categories.svg":

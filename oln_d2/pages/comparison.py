@@ -426,13 +426,13 @@ def _places(comparison, categories):
             if d.differs and sign * d.ar.value > 0
         ]
         more = [
-            (count * (row.by_category[name] - other.by_category[name]), name)
+            (count * (row.by_category[name] - other.by_category[name]), name, count)
             for name, count, _ in categories
         ]
         names = [
-            f"{name} ({100 * (row.by_category[name] - other.by_category[name]):+.1f})"
-            for objects, name in sorted(more)[:-4:-1]
-            if objects > 0
+            f"{name} ({100 * more_found / count:+.1f}, {plural(count, 'object')})"
+            for more_found, name, count in sorted(more)[:-4:-1]
+            if more_found > 0
         ]
         found = [", ".join(sizes), "above all " + ", ".join(names) if names else ""]
         if any(found):
