@@ -455,6 +455,23 @@ def test_half_precision():
     assert best.median() > 0.9
 
 
+def test_half_precision_of_faster_rcnn():
+    """
+    Sides of its proposals and objects would be rounded to two pixels, and a thin object to none:
+    the loss is NaN then, and without thin objects the comparison with OLN unfair.
+    """
+    torch.manual_seed(0)
+    model = build_detector("faster_rcnn", depth=18, min_size=256, max_size=512, **SMALL)
+    proposals = []
+    model.rpn.register_forward_hook(lambda module, args, out: proposals.extend(out[0]))
+    image, thin = torch.rand(3, 256, 512), torch.tensor([[401.3, 30, 402.2, 90], [10, 20, 90, 80]])
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.train()([image], [{"boxes": thin, "labels": torch.ones(2).long()}])
+    assert all(loss.isfinite() for loss in losses.values())
+    assert proposals[0].dtype == torch.float32
+    assert (proposals[0] % 1 != 0).float().mean() > 0.5
+
+
 def test_channels_last():
     """The layout that GPUs are fast with must give the same boxes, losses and gradients."""
     image = [torch.rand(3, 128, 160)]

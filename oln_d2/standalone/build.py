@@ -21,7 +21,6 @@ from torchvision.models import (
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -36,7 +35,14 @@ from oln_d2.standalone.checkpoint import (
     read_checkpoint,
     read_own_checkpoint,
 )
-from oln_d2.standalone.models import FrozenNorm, OLNBox, RoIAlign, SquareAnchors, Transform
+from oln_d2.standalone.models import (
+    FloatRPNHead,
+    FrozenNorm,
+    OLNBox,
+    RoIAlign,
+    SquareAnchors,
+    Transform,
+)
 from oln_d2.standalone.timm_features import TimmFeatures, load_features
 
 # Depths of the ResNet, and the channels of its first stage.
@@ -280,7 +286,7 @@ def _faster_rcnn(
     model = detection.FasterRCNN(
         backbone,
         rpn_anchor_generator=SquareAnchors(anchor_sizes),
-        rpn_head=RPNHead(backbone.out_channels, 1),
+        rpn_head=FloatRPNHead(backbone.out_channels, 1),
         box_head=TwoMLPHead(backbone.out_channels * 7 * 7, representation_size),
         box_predictor=detection.faster_rcnn.FastRCNNPredictor(representation_size, num_classes=2),
         **settings,

@@ -194,6 +194,19 @@ class SquareAnchors(detection.anchor_utils.AnchorGenerator):
         return [torch.cat(anchors)] * len(image_list.image_sizes)
 
 
+class FloatRPNHead(RPNHead):
+    """
+    torchvision's `RPNHead`, its two predictions in float32 whatever the features are. Its RPN gives
+    proposals, and with them objects, the type of the predictions: in half precision that moves
+    sides by pixels, and thin objects lose their area.
+    """
+
+    def forward(self, x):
+        hidden = [self.conv(features).float() for features in x]
+        with torch.autocast(hidden[0].device.type, enabled=False):
+            return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
+
+
 class StandaloneRPNHead(RPNHead):
     """
     torchvision's `RPNHead`, hidden features L2-normalised before the two predictions.
