@@ -146,7 +146,7 @@ def test_onnx(photos, tmp_path, capsys):
     ]  # fmt: skip
     assert other[3:] == ["0.0 / 50.0", "0.0 / 50.0"] and len(ours) == len(fewer) == 5
     assert float(small[1]) < float(ours[1])
-    texts = "OLN-Box, 64 pixels", *(f"AR@{k}, unseen objects, percent" for k in (10, 100))
+    texts = "OLN-Box, 64 pixels", *(f"AR@{k} of unseen, percent" for k in (10, 100))
     assert all(plot.read_text().count(f"<!-- {text} -->") == 1 for text in texts)
     assert len(torchvision) == 2 and all(float(row[1]) > float(other[1]) for row in torchvision)
     assert main(["benchmark", "onnx", str(photos), *more, "--number", "1"]) == 0

@@ -205,9 +205,10 @@ def _plot(path, times, recalls, ks):
 
     figure = Figure(figsize=(4.2 * len(ks), 3.6), layout="constrained")
     for axes, (i, k) in zip(figure.subplots(1, len(ks), squeeze=False)[0], enumerate(ks)):
-        for name, recall in recalls.items():
-            axes.plot(1000 * times[name], recall[i][0], "o", label=name)
-        axes.set(xscale="log", xlabel="ms an image", ylabel=f"AR@{k}, unseen objects, percent")
+        for number, (name, recall) in enumerate(recalls.items()):
+            marker = "os^D"[number // 10 % 4]  # colours come again after ten
+            axes.plot(1000 * times[name], recall[i][0], marker, label=name)
+        axes.set(xscale="log", xlabel="ms an image", ylabel=f"AR@{k} of unseen, percent")
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     with write_whole(path) as temporary:
