@@ -73,7 +73,8 @@ def _load(weights, config_file, device):
             raise InputError(f"{weights}: no such file; give OpenCV's model of edges")
         return classic.ClassicProposer(weights)
     if "://" not in weights and not os.path.isfile(weights):
-        raise InputError(f"{weights}: no such file; give a trained model as weights")
+        what = "is a folder" if os.path.isdir(weights) else "no such file"
+        raise InputError(f"{weights}: {what}; give a trained model as weights")
     if "://" in weights and config_file is None:
         raise InputError(f"{weights}: is an address; fetch the file and give that")
     if weights.endswith(".onnx"):

@@ -70,7 +70,8 @@ def test_selection(weights, photos):  # noqa: F811
         (np.zeros((20, 30, 3), np.float32), {}, "float32"),
         (torch.full((3, 20, 30), 255.0), {}, "divide 8-bit"),
         (torch.zeros(20, 30), {}, "tensor"),
-        (3, {}, "int"),
+        (3, {}, "an image is int; it has to be a path, a PIL image"),
+        (b"\x89PNG", {}, "an image is bytes; it"),
         ("none.png", {}, "no such file"),
         (np.zeros((9, 9, 3), np.uint8), {"top_k": 0}, "top_k is 0"),
         (np.zeros((9, 9, 3), np.uint8), {"nms": 1.5}, "nms is 1.5"),
@@ -78,14 +79,18 @@ def test_selection(weights, photos):  # noqa: F811
 )
 def test_images_and_arguments_that_are_refused(weights, image, arguments, message):  # noqa: F811
     """A tensor in the place of an array must not be silently read as an image of 3 rows."""
-    with pytest.raises(InputError, match=message):
-        list(oln_d2.load(weights)([image], **arguments))
+    proposer = oln_d2.load(weights)
+    for given in (image, [image]) if isinstance(image, (bytes, str)) else ([image],):
+        with pytest.raises(InputError, match=message):
+            list(proposer(given, **arguments))
 
 
 def test_bad_weights_and_devices(tmp_path, weights):  # noqa: F811
     """Each must be one sentence."""
     with pytest.raises(InputError, match="none.pth: no such file"):
         oln_d2.load(tmp_path / "none.pth")
+    with pytest.raises(InputError, match=f"{tmp_path.name}: is a folder; give a trained model"):
+        oln_d2.load(tmp_path)
     with pytest.raises(InputError, match="device is tpu"):
         oln_d2.load(weights, device="tpu")
 

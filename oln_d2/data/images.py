@@ -346,10 +346,12 @@ def to_image(image: Any) -> Image.Image:
         pixels = np.asarray(image)
     grey = pixels.ndim == 2
     if pixels.dtype != np.uint8 or not (grey or pixels.shape[2:] == (3,)) or not pixels.size:
+        what = type(image).__name__
+        if hasattr(image, "dtype"):
+            what += f" of shape {list(image.shape)} and type {image.dtype}"
         raise InputError(
-            f"an image is {type(image).__name__} of shape {list(getattr(image, 'shape', []))} and "
-            f"type {getattr(image, 'dtype', None)}; it has to be a PIL image, an array (H, W, 3), "
-            "uint8, RGB, or a tensor (3, H, W), uint8 or float in [0, 1]"
+            f"an image is {what}; it has to be a path, a PIL image, an array (H, W, 3), uint8, "
+            "RGB, or a tensor (3, H, W), uint8 or float in [0, 1]"
         )
     return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
 

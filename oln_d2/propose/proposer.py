@@ -151,7 +151,8 @@ class Proposer(ABC):
                 turn comes.
         """
         check_selection(top_k, score, nms, batch_size, every)
-        if isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4:
+        one = str, bytes, os.PathLike, Image.Image
+        if isinstance(images, one) or getattr(images, "ndim", 4) < 4:
             images = [images]
         return self._propose(images, top_k, score, nms, batch_size, every)
 
