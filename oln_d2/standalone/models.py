@@ -197,31 +197,31 @@ class SquareAnchors(detection.anchor_utils.AnchorGenerator):
 class FloatRPNHead(RPNHead):
     """
     torchvision's `RPNHead`, its two predictions in float32 whatever the features are. Its RPN gives
-    proposals, and with them objects, the type of the predictions: in half precision that moves
-    sides by pixels, and thin objects lose their area.
+    proposals, and with them objects, the type of the predictions: in half precision that ties
+    scores, moves sides by pixels, and takes thin objects their area.
     """
 
     def forward(self, x):
-        hidden = [self.conv(features).float() for features in x]
+        hidden = [self._hidden(features) for features in x]
         with torch.autocast(hidden[0].device.type, enabled=False):
             return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
 
+    def _hidden(self, features):
+        return self.conv(features).float()
 
-class StandaloneRPNHead(RPNHead):
+
+class StandaloneRPNHead(FloatRPNHead):
     """
-    torchvision's `RPNHead`, hidden features L2-normalised before the two predictions.
-    `feature_norm`: see :class:`OLNBox`.
+    The same, hidden features L2-normalised before the two predictions. `feature_norm`: see
+    :class:`OLNBox`.
     """
 
     def __init__(self, in_channels: int, num_anchors: int, feature_norm: float):
         super().__init__(in_channels, num_anchors)
         self.feature_norm = feature_norm
 
-    def forward(self, x):
-        hidden = [self.feature_norm * F.normalize(self.conv(f).float(), dim=1) for f in x]
-        # In float32: half precision ties scores and moves sides.
-        with torch.autocast(hidden[0].device.type, enabled=False):
-            return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
+    def _hidden(self, features):
+        return self.feature_norm * F.normalize(super()._hidden(features), dim=1)
 
     def at(self, features, image, anchor):
         """
