@@ -51,7 +51,7 @@ def random_case(rng, num_images=3, max_gts=6, max_dets=12, crowds=0.15, num_boxe
 
     def boxes(n):
         size = rng.choice([0, 1, 2, 3, 4, 6, 10], (n, 2), p=[0.04, 0.16, 0.2, 0.2, 0.2, 0.1, 0.1])
-        return np.hstack([rng.integers(0, 4, (n, 2)), size]) * float(rng.choice([8, 16, 0.1]))
+        return np.hstack([rng.integers(0, 4, (n, 2)), size]) * float(rng.choice([8, 16, 1.1]))
 
     if num_boxes:
         few = boxes(num_boxes)
