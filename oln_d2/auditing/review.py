@@ -168,7 +168,7 @@ def audit(
                 "cross_fit"
             )
         before = _read_list(listed)
-        if _differ(gt, before["gt"]):
+        if _differ(gt, before.get("gt", "")):
             raise InputError(
                 f"{listed}: is of an audit of {before['gt']}; give that file, or the folder of the "
                 f"audit of {gt} (--output)"
@@ -375,7 +375,7 @@ def _read_list(path):
     before = read_json(path, dict)
     try:
         files, settings = before["results"], before["settings"]
-        texts = [before["gt"], before["images"], before["model"], *files]
+        texts = [before.get("gt", ""), before["images"], before["model"], *files]
         check_limits(**{name: (settings.get(name), FRACTION) for name in SETTINGS})
         fits = files and all(isinstance(text, str) for text in texts) and set(settings) <= SETTINGS
     except (AttributeError, LookupError, TypeError, InputError):
