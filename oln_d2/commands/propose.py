@@ -104,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="at most N proposals of an image go through the second stage: less time, and a little "
-        "less is found (default: 300 with the shipped model, all with others)",
+        "less is found (default: as the card of the shipped model says, all with others)",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument(
