@@ -192,6 +192,22 @@ def sample_labels(labels: Tensor, number: int, positive_share: float) -> tuple[T
     return positive, negative
 
 
+def positives(labels: Sequence[Tensor]) -> list[Tensor]:
+    """
+    Args:
+        labels: bools, shape (Ri,) for each image.
+
+    Returns:
+        the indices of those that are true in each, in order. A GPU waits once for all.
+    """
+    counts = torch.stack([label.sum() for label in labels]).tolist()
+    # A stable sort brings them first, where `nonzero` would wait for the number in every image.
+    return [
+        label.to(torch.uint8).argsort(descending=True, stable=True)[:count]
+        for label, count in zip(labels, counts)
+    ]
+
+
 @torch.no_grad()
 def label_and_sample(
     anchors: Tensor,

@@ -119,6 +119,33 @@ def test_training_matches_public_code(name, first_n):
     close(case.features["p2"].grad.sum(), golden["grad_feat0_sum"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize(
+    "oln, everything", [({}, False), ({"BOX_SCORE_NEGATIVES": True}, True)], ids=["", "negatives"]
+)
+def test_rois_that_teach_nothing_are_not_computed(name, oln, everything):
+    """The head sees the positives alone, and neither losses nor gradients change."""
+    from detectron2.utils.events import EventStorage
+
+    expected, found = (Case(name, build_roi_heads(**oln)) for _ in range(2))
+    torch.manual_seed(0)
+    rois, _, _, losses, _ = training_losses(expected)
+    sum(losses.values()).backward()
+    seen = []
+    found.heads.box_head.register_forward_hook(lambda head, args, _: seen.append(len(args[0])))
+    torch.manual_seed(0)
+    with EventStorage():
+        _, own = found.heads(None, found.features, found.proposals, found.gt)
+    sum(own.values()).backward()
+    assert seen == [len(rois[0]) if everything else (rois[0].gt_classes == 0).sum()]
+    assert own.keys() == losses.keys()
+    for loss in losses:
+        close(own[loss].detach(), losses[loss].detach())
+    for ours, theirs in zip(found.heads.parameters(), expected.heads.parameters()):
+        close(ours.grad, theirs.grad, atol=1e-7)
+    close(found.features["p2"].grad, expected.features["p2"].grad, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", INFERENCE)
 def test_detections_match_public_code(name):
     """Otherwise the public model's weights would give other boxes, scores or cuts."""

@@ -177,6 +177,23 @@ def test_losses_agree(both, negatives, weighted):
 
 
 @pytest.mark.parametrize("negatives", [False, True])
+def test_rois_that_teach_nothing_are_not_computed(negatives, monkeypatch):
+    """That their losses are the same is in `test_losses_agree`."""
+    model = standalone_model(min_size=160, box_score_negatives=negatives).train()
+    heads, computed, sampled = model.roi_heads, [], []
+    heads.box_head.register_forward_hook(lambda head, args, _: computed.append(len(args[0])))
+    sample = heads.select_training_samples
+    monkeypatch.setattr(
+        heads, "select_training_samples", lambda *args: sampled.append(sample(*args)) or sampled[0]
+    )
+    boxes = torch.tensor([[10.0, 10, 90, 100], [100, 50, 190, 150]])
+    model([torch.rand(3, 160, 200)] * 2, [{"boxes": boxes}, {"boxes": boxes[:0]}])
+    labels = torch.cat(sampled[0][2])
+    assert 0 < (labels > 0).sum() < len(labels)
+    assert computed == [len(labels) if negatives else (labels > 0).sum()]
+
+
+@pytest.mark.parametrize("negatives", [False, True])
 def test_weights_of_objects(negatives):
     """An object of weight 0.5 must teach half of what it does; background stays what it is."""
     model = standalone_model(min_size=160, box_score_negatives=negatives).train()

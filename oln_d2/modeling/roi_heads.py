@@ -12,7 +12,14 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from oln_d2.checks import InputError
-from oln_d2.localization import QUALITIES, box_quality, fuse_scores, quality_entropy, quality_loss
+from oln_d2.localization import (
+    QUALITIES,
+    box_quality,
+    fuse_scores,
+    positives,
+    quality_entropy,
+    quality_loss,
+)
 from oln_d2.masks import MASKS_AT_ONCE
 from oln_d2.modeling.mask_head import OLNMaskHead, PastedAsRLE, mask_areas
 from oln_d2.scores import BOX_SCORE, FUSED, MASK_SCORE, OBJECTNESS, SCORES
@@ -97,6 +104,15 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         ret["fused"] = [name for name in oln.SCORES if name != MASK_SCORE.field]
         return ret
 
+    @property
+    def learns_from_negatives(self) -> bool:
+        """Whether :meth:`losses` depend on more than the positives and the number of RoIs."""
+        return self.score_negatives or self.classify
+
+    def is_positive(self, gt_classes: Tensor) -> Tensor:
+        """Bools, of the same shape as `gt_classes`."""
+        return (gt_classes >= 0) & (gt_classes < self.num_classes)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """
         Args:
@@ -134,7 +150,7 @@ class OLNOutputLayers(FastRCNNOutputLayers):
         ]
         gt_boxes = cat(gt_boxes)
 
-        positive = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
+        positive = self.is_positive(gt_classes).nonzero().squeeze(1)
         # The quality of the RoI as it came, not as the box deltas refine it.
         targets = box_quality(self.score_target, boxes[positive], gt_boxes[positive])
         pred_qualities = pred_scores[positive, 0]
@@ -314,6 +330,17 @@ class OLNROIHeads(StandardROIHeads):
                     areas = mask_areas(targets_i.gt_masks)
                     targets_i.gt_areas = areas.to(targets_i.gt_boxes.device)
         return super().label_and_sample_proposals(proposals, targets)
+
+    def _forward_box(self, features, proposals):
+        predictor = self.box_predictor
+        if not self.training or predictor.learns_from_negatives or self.train_on_pred_boxes:
+            return super()._forward_box(features, proposals)
+        # Pooling and head of the others, three quarters of a sample at least, would teach nothing.
+        labels = [predictor.is_positive(p.gt_classes) for p in proposals]
+        learnt = [p[index] for p, index in zip(proposals, positives(labels))]
+        share = sum(map(len, learnt)) / max(sum(map(len, proposals)), 1)
+        losses = super()._forward_box(features, learnt)
+        return {name: loss * share for name, loss in losses.items()}  # means of all that are sampled
 
     def _finish(self, detections):
         if self.mask_scores:

@@ -28,6 +28,7 @@ from oln_d2.localization import (
     fuse_scores,
     has_area,
     label_and_sample,
+    positives,
     quality_entropy,
     quality_loss,
     rpn_losses,
@@ -472,6 +473,17 @@ class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
             gt_weights = [target.get("weights") for target in targets]
             targets = [{"boxes": b, "labels": torch.ones_like(b[:, 0]).long()} for b in gt_boxes]
             boxes, matches, labels, deltas = self.select_training_samples(boxes, targets)
+            num_rois = max(sum(map(len, boxes)), 1)
+            if self.score_negatives:
+                # As indices, found once: each choice by bools makes the CPU wait for the GPU.
+                positive = (torch.cat(labels) > 0).nonzero().squeeze(1)
+            else:  # negatives teach nothing, so nothing is computed for them
+                own = positives([label > 0 for label in labels])
+                boxes, matches, deltas = (
+                    [value[index] for value, index in zip(values, own)]
+                    for values in (boxes, matches, deltas)
+                )
+                positive = slice(None)
         levels = list(features.values())[:4]
         pooled = self.box_roi_pool(levels, boxes)
         scores, pred_deltas = self.box_predictor(self.box_head(pooled))
@@ -486,9 +498,7 @@ class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
             kept = slice(self.detections_per_img)
             return [{name: v[kept] for name, v in result.items()} for result in results], {}
 
-        # As indices, found once: each choice by bools makes the CPU wait for the GPU. An image
-        # without objects gets a row that is none: all its matches are 0.
-        positive = (torch.cat(labels) > 0).nonzero().squeeze(1)
+        # An image without objects gets a row that is none: all its matches are 0.
         padded = [F.pad(gt, (0, 0, 0, 1)) for gt in gt_boxes]
         # Of the RoI as it came, not as the deltas refine it.
         weights = None
@@ -511,7 +521,6 @@ class StandaloneRoIHeads(detection.roi_heads.RoIHeads):
         if weights is not None:
             loss_deltas = loss_deltas * weights[positive, None]
         # Divided by all sampled RoIs, so that each positive has the same influence in every batch.
-        num_rois = max(len(scores), 1)
         return [], {
             "loss_box_score": loss_score / num_rois,
             "loss_box_reg": loss_deltas.sum() / num_rois,
