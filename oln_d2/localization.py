@@ -383,6 +383,45 @@ def quality_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = No
     return F.binary_cross_entropy_with_logits(logits.float(), targets, weights, reduction="sum")
 
 
+def convolve_at(
+    weight: Tensor,
+    bias: Tensor | None,
+    features: Sequence[Tensor],
+    image: Tensor,
+    location: Tensor,
+) -> Tensor:
+    """
+    A 3 x 3 convolution at some locations only: where the losses of the first stage need few of its
+    outputs, a gradient through all would take most of its time.
+
+    Args:
+        weight, bias: of the convolution, (D, C, 3, 3) and (D,).
+        features: L feature maps, each (N, C, Hi, Wi).
+        image, location: S indices of images and of locations, which are counted row by row from one
+            map to the next.
+
+    Returns:
+        shape (S, D), equal to those of a convolution with padding 1, but for rounding.
+    """
+    # All maps, padded, one after another: to look for the locations of each would make a GPU wait.
+    # Of each location: the width of its map, and the padded cell left above of it.
+    padded = [F.pad(level, (1, 1, 1, 1)).permute(0, 2, 3, 1) for level in features]
+    width, corner = torch.zeros_like(location), torch.zeros_like(location)
+    first = begin = 0
+    for level in features:
+        rows, columns = level.shape[-2:]
+        here, cell = location >= first, location - first
+        own = begin + cell // columns * (columns + 2) + cell % columns
+        width, corner = width.masked_fill(here, columns), own.where(here, corner)
+        first += rows * columns
+        begin += (rows + 2) * (columns + 2)
+    steps = torch.arange(3, device=location.device)
+    cells = corner[:, None, None] + steps[:, None] * (width + 2)[:, None, None] + steps
+    around = torch.cat([level.flatten(1, 2) for level in padded], dim=1)
+    around = around[image[:, None, None], cells].flatten(1)
+    return F.linear(around, weight.permute(0, 2, 3, 1).flatten(1), bias)
+
+
 def rpn_losses(
     anchors: Tensor,
     logits: Tensor,

@@ -207,6 +207,46 @@ def test_rpn_nms_is_a_setting_of_its_own_in_training_and_test(training):
     assert box_iou(small, small).fill_diagonal_(0).max() <= 0.7
 
 
+@pytest.mark.parametrize("three_anchors", [False, True])
+def test_gradient_comes_by_the_sampled_anchors(three_anchors, monkeypatch):
+    """Nothing may change by it: neither proposals, nor losses, nor what is learnt."""
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling.proposal_generator import build_proposal_generator
+    from detectron2.structures import Boxes, ImageList, Instances
+    from detectron2.utils.events import EventStorage
+    from test_configs import load_config
+
+    cfg = load_config(f"{'ablations/three_anchors' if three_anchors else 'oln_box_R_50_FPN'}.yaml")
+    shapes = {f"p{i}": ShapeSpec(channels=16, stride=2**i) for i in range(2, 7)}
+    rpn = build_proposal_generator(cfg, shapes)
+    torch.manual_seed(0)
+    torch.nn.init.constant_(rpn.rpn_head.anchor_deltas.bias, 0.5)  # boxes near the anchors
+    boxes = torch.tensor([[20.0, 20, 120, 100], [60, 50, 180, 120], [5, 5, 40, 30]])
+    gt = [
+        Instances((128, 192), gt_boxes=Boxes(own), gt_classes=torch.zeros(len(own)))
+        for own in (boxes, boxes[:1], boxes[:0])
+    ]
+    levels = [torch.randn(3, 16, 128 // 2**i, 192 // 2**i) for i in range(2, 7)]
+    images = ImageList(torch.zeros(3, 3, 128, 192), [(128, 192)] * 3)
+    runs, dense = [], []
+    rpn.rpn_head.conv.register_forward_hook(lambda *args: dense.append(args[2].requires_grad))
+    for few in (True, False):
+        monkeypatch.setattr(type(rpn.rpn_head), "predicts_at", few)
+        features = {f"p{i}": x.clone().requires_grad_() for i, x in enumerate(levels, 2)}
+        torch.manual_seed(0)
+        with EventStorage():
+            proposals, losses = rpn(images, features, gt)
+        rpn.zero_grad()
+        sum(losses.values()).backward()
+        assert all(parameter.grad.abs().sum() > 0 for parameter in rpn.parameters())
+        gradients = [x.grad for x in (*rpn.parameters(), *features.values())]
+        runs.append(gradients + [losses[name].detach() for name in sorted(losses)])
+        runs[-1] += [p.proposal_boxes.tensor for p in proposals]
+    assert dense == [False] * len(levels) + [True] * len(levels)
+    for few, everything in zip(*runs, strict=True):
+        close(few, everything, rtol=1e-4, atol=1e-5)
+
+
 def test_non_finite_predictions():
     """In training they must stop the run with advice; in test the other boxes must survive."""
     from detectron2.structures import ImageList

@@ -114,7 +114,9 @@ def standalone_step(architecture, number):
 @pytest.mark.parametrize(
     "make, oln, reference, constant",
     [
-        pytest.param(detectron2_step, "oln_box", "faster_rcnn_1_anchor", 9, marks=NEEDS_DETECTRON2),
+        pytest.param(
+            detectron2_step, "oln_box", "faster_rcnn_1_anchor", 10, marks=NEEDS_DETECTRON2
+        ),
         (standalone_step, "oln_box", "faster_rcnn", 12),  # 1: where the gradient comes by
     ],
 )

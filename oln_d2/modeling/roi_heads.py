@@ -335,12 +335,14 @@ class OLNROIHeads(StandardROIHeads):
         predictor = self.box_predictor
         if not self.training or predictor.learns_from_negatives or self.train_on_pred_boxes:
             return super()._forward_box(features, proposals)
-        # Pooling and head of the others, three quarters of a sample at least, would teach nothing.
+        # Pooling and head of the others, three quarters of a sample or more, would teach nothing.
         labels = [predictor.is_positive(p.gt_classes) for p in proposals]
         learnt = [p[index] for p, index in zip(proposals, positives(labels))]
         share = sum(map(len, learnt)) / max(sum(map(len, proposals)), 1)
         losses = super()._forward_box(features, learnt)
-        return {name: loss * share for name, loss in losses.items()}  # means of all that are sampled
+        return {
+            name: loss * share for name, loss in losses.items()
+        }  # means of all that are sampled
 
     def _finish(self, detections):
         if self.mask_scores:

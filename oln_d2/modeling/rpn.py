@@ -23,6 +23,7 @@ from oln_d2.checks import InputError
 from oln_d2.localization import (
     QUALITIES,
     check_finite,
+    convolve_at,
     decode_ltrb,
     encode_ltrb,
     label_and_sample,
@@ -126,8 +127,41 @@ class OLNRPNHead(StandardRPNHead):
         hidden = [self.conv(x) for x in features]
         # In float32: in half precision scores would tie, and sides of large anchors move.
         with torch.autocast(hidden[0].device.type, enabled=False):
-            hidden = [self.feature_norm * F.normalize(x.float(), dim=1) for x in hidden]
+            hidden = [self._normalize(x) for x in hidden]
             return tuple([predictor(x) for x in hidden] for predictor in predictors)
+
+    def _normalize(self, hidden):
+        return self.feature_norm * F.normalize(hidden.float(), dim=1)
+
+    @property
+    def predicts_at(self) -> bool:
+        """Whether there is :meth:`at`: not with a classifier or several convolutions."""
+        return self.cls_logits is None and isinstance(self.conv, nn.Conv2d)
+
+    def at(self, features: list[Tensor], image: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        The predictions of some anchors, equal to those of :meth:`forward`, but for rounding: see
+        :func:`convolve_at`.
+
+        Args:
+            features: L feature maps, each (N, C, Hi, Wi).
+            image, anchor: S indices of images and of anchors, in [0, R).
+
+        Returns:
+            objectness logits, (S,); and the distances left, top, right, bottom, (S, 4).
+        """
+        per_location = self.objectness_logits.out_channels
+        location, own = anchor // per_location, anchor % per_location
+        hidden = convolve_at(self.conv.weight, self.conv.bias, features, image, location)
+        hidden = self.conv.activation(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = self._normalize(hidden)
+            logits, deltas = (
+                F.linear(hidden, layer.weight.flatten(1), layer.bias)
+                for layer in (self.objectness_logits, self.anchor_deltas)
+            )
+        each = torch.arange(len(own), device=own.device)
+        return logits[each, own], deltas.unflatten(1, (per_location, 4))[each, own]
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -339,7 +373,10 @@ class OLNRPN(RPN):
         """
         features = [features[f] for f in self.in_features]
         anchors = self.anchor_generator(features)
-        objectness, deltas, *classes = self.rpn_head(features)
+        # In training all predictions choose proposals, and the gradient comes by a few of them.
+        few = self.training and getattr(self.rpn_head, "predicts_at", False)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not few):
+            objectness, deltas, *classes = self.rpn_head(features)
         # Per anchor instead of per channel: (N, A*k, Hi, Wi) -> (N, Hi*Wi*A, k), k = 1 dropped.
         objectness, *classes = (
             [x.permute(0, 2, 3, 1).flatten(1) for x in levels] for levels in (objectness, *classes)
@@ -348,10 +385,17 @@ class OLNRPN(RPN):
         losses = {}
         if self.training:
             gt_labels, gt_boxes, weights = self.label_and_sample_anchors(anchors, gt_instances)
+            logits, coded = cat(objectness, dim=1), cat(deltas, dim=1)
+            if few:
+                boxes, scores = torch.stack(gt_labels, dim=1)
+                sampled = ((boxes == 1) | (scores >= 0)).nonzero(as_tuple=True)
+                own_logits, own_coded = self.rpn_head.at(features, *sampled)
+                logits = logits.index_put(sampled, own_logits)
+                coded = coded.index_put(sampled, own_coded)
             losses = self.losses(
-                anchors, objectness, gt_labels, deltas, gt_boxes, *classes, gt_weights=weights
+                anchors, [logits], gt_labels, [coded], gt_boxes, *classes, gt_weights=weights
             )
-            check_finite(cat(deltas, dim=1), cat(objectness, dim=1), losses, DIVERGED)
+            check_finite(coded, logits, losses, DIVERGED)
         proposals = self.predict_proposals(anchors, objectness, deltas, images.image_sizes)
         if self.training:
             _log_recall(proposals, gt_instances)

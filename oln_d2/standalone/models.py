@@ -24,6 +24,7 @@ from oln_d2.data.images import resized_shape
 from oln_d2.localization import (
     aligned_iou,
     check_finite,
+    convolve_at,
     decode_ltrb,
     fuse_scores,
     has_area,
@@ -226,9 +227,8 @@ class StandaloneRPNHead(FloatRPNHead):
 
     def at(self, features, image, anchor):
         """
-        The predictions at some locations, from the 3 x 3 features around each. Equal to those of
-        :meth:`forward`, but for rounding: where the losses need few of them, a gradient through
-        all would take most of the head's time.
+        The predictions at some locations, equal to those of :meth:`forward`, but for rounding: see
+        :func:`convolve_at`.
 
         Args:
             features (list[Tensor]): of each level, (N, C, Hi, Wi).
@@ -238,24 +238,7 @@ class StandaloneRPNHead(FloatRPNHead):
             logits, (S,), and distances, (S, 4).
         """
         conv = self.conv[0][0]
-        # All levels, padded, one after another: to look for the anchors of each would make a GPU
-        # wait. Of each anchor: the width of its level, and the padded cell left above of it.
-        padded = [F.pad(level, (1, 1, 1, 1)).permute(0, 2, 3, 1) for level in features]
-        width, corner = torch.zeros_like(anchor), torch.zeros_like(anchor)
-        first = begin = 0
-        for level in features:
-            rows, columns = level.shape[-2:]
-            here, cell = anchor >= first, anchor - first
-            own = begin + cell // columns * (columns + 2) + cell % columns
-            width, corner = width.masked_fill(here, columns), own.where(here, corner)
-            first += rows * columns
-            begin += (rows + 2) * (columns + 2)
-        steps = torch.arange(3, device=anchor.device)
-        cells = corner[:, None, None] + steps[:, None] * (width + 2)[:, None, None] + steps
-        around = torch.cat([level.flatten(1, 2) for level in padded], dim=1)
-        around = around[image[:, None, None], cells].flatten(1)
-        weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
-        hidden = F.relu(F.linear(around, weight, conv.bias))
+        hidden = F.relu(convolve_at(conv.weight, conv.bias, features, image, anchor))
         hidden = self.feature_norm * F.normalize(hidden.float(), dim=1)
         with torch.autocast(hidden.device.type, enabled=False):
             return tuple(
