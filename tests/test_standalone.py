@@ -522,6 +522,22 @@ def test_gradient_of_pooled_features():
     assert [grad.sum().item() for grad in grads] == pytest.approx([16, 0, 0, 8])
 
 
+def test_points_of_a_bin():
+    """With one a bin, a feature is what stands at its centre; 0 averages over all of it."""
+    features = [torch.arange(64.0).square().expand(1, 1, 64, 64)]
+    boxes = [torch.tensor([[0.0, 0, 84, 84]])]  # three cells a bin
+    small = {"depth": 10, "norm": "GN", "fpn_channels": 32, "representation_size": 32}
+    one, every = (
+        build_detector(**small, box_sampling_ratio=number).roi_heads.box_roi_pool(features, boxes)
+        for number in (1, 0)
+    )
+    centres = torch.arange(1, 21, 3.0)  # pixel centres are at halves
+    close(one[0, 0, 0], centres**2)
+    close(every[0, 0, 0], centres**2 + 2 / 3)
+    with pytest.raises(InputError, match="box_sampling_ratio is -1"):
+        build_detector(**small, box_sampling_ratio=-1)
+
+
 def test_first_stage_at_some_locations():
     """Training computes the losses of the few sampled anchors alone: nothing else may be learnt."""
     torch.manual_seed(0)

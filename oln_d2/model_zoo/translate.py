@@ -15,7 +15,7 @@ _FREE = re.compile(
     r"MODEL\.(DEVICE|WEIGHTS|CHANNELS_LAST|PIXEL_|BACKBONE\.FREEZE|RESNETS\.DEPTH|FPN\.OUT_|ANCHOR_GENERATOR\.SIZES|"
     r"RPN\.(BATCH|POSITIVE|BOUNDARY|IOU|BBOX_REG_LOSS|LOSS|SMOOTH|PRE_|POST_|NMS)|"
     r"ROI_HEADS\.(BATCH|POSITIVE|IOU|PROPOSAL|NMS)|"
-    r"ROI_BOX_HEAD\.(FC_DIM|BBOX_REG_LOSS|SMOOTH|TRAIN)|"
+    r"ROI_BOX_HEAD\.(FC_DIM|POOLER_SAMPLING|BBOX_REG_LOSS|SMOOTH|TRAIN)|"
     r"OLN\.(OBJECTNESS|TIMM|LTRB|RPN_FEATURE|RPN_NMS|BOX_SCORE|MASK)|"
     r"(ROI_MASK|ROI_KEYPOINT|ROI_BOX_CASCADE|SEM_SEG)_HEAD|PANOPTIC_FPN|RETINANET)"
 )
@@ -86,6 +86,7 @@ def detector_config(config_file: StrPath) -> dict[str, Any]:
         "box_score_negatives": model.OLN.BOX_SCORE_NEGATIVES,
         "scores": tuple(model.OLN.SCORES),
         "representation_size": model.ROI_BOX_HEAD.FC_DIM,
+        "box_sampling_ratio": model.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
         "box_nms_thresh": model.ROI_HEADS.NMS_THRESH_TEST,
         "box_detections_per_img": cfg.TEST.DETECTIONS_PER_IMAGE,
     }
