@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import box_iou, clip_boxes_to_image, nms
 
 from oln_d2.checks import list_losses
@@ -381,6 +381,21 @@ def quality_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = No
     Args, returns: see :func:`quality_loss`.
     """
     return F.binary_cross_entropy_with_logits(logits.float(), targets, weights, reduction="sum")
+
+
+def predict_scaled(hidden: Tensor, length: float, layers: Sequence[nn.Conv2d]) -> list[Tensor]:
+    """
+    The predictions of the first stage from hidden features brought to a length. What is scaled is
+    the few outputs: the features are many times as many.
+
+    Args:
+        hidden: shape (N, C, H, W), float32.
+        length: of the features of a location over the channels.
+        layers: 1 x 1 convolutions.
+    """
+    norm = torch.linalg.vector_norm(hidden, dim=1, keepdim=True)
+    scale = length / norm.clamp_min(1e-12)  # as in F.normalize
+    return [F.conv2d(hidden, layer.weight) * scale + layer.bias[:, None, None] for layer in layers]
 
 
 def convolve_at(

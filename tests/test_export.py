@@ -89,9 +89,9 @@ def test_limits(exported, proposals, detections):
 def test_nothing_to_find(exported, tmp_path):
     """An image without a box must give an empty result, not an error of onnxruntime."""
     model = onnx.load(exported / "model.onnx")
-    (bias,) = (x for x in model.graph.initializer if x.name.endswith("rpn.head.bbox_pred.bias"))
-    # All boxes are turned inside out, so that none has area.
-    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(4, -1e6, np.float32), bias.name))
+    # The bias of the distances; all boxes are turned inside out, so that none has area.
+    (bias,) = (x for x in model.graph.initializer if list(x.dims) == [4, 1, 1])
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full((4, 1, 1), -1e6, np.float32), bias.name))
     onnx.save(model, tmp_path / "model.onnx")
     (found,) = OnnxProposer(tmp_path / "model.onnx")(noise(320, 240))
     assert found.boxes.shape == (0, 4) and found.objectness.shape == found.scores.shape == (0,)

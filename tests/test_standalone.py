@@ -344,10 +344,10 @@ def test_objects_without_annotation(negatives):
     scores[anchor], sides[anchor] = grads[0][:, 0], grads[1]
     on_other = box_iou(seen["anchors"], other)[:, 0] > 0.3
     rois_on_other = box_iou(seen["rois"][1][0], other)[:, 0] > 0.3
-    assert on_other.any() and rois_on_other.any() and (scores != 0).any()
+    assert on_other.any() and (scores != 0).any()
     assert (scores[on_other] != 0).any() == negatives
     assert not sides[on_other].any()
-    assert not grads[2][rois_on_other].any() and not grads[3][rois_on_other].any()
+    assert not rois_on_other.any() and grads[2].any() and grads[3].any()
 
 
 @NEEDS_DETECTRON2
@@ -452,15 +452,14 @@ def test_half_precision():
     """Mixed precision must train every parameter, and find what full precision finds."""
     model = standalone_model(min_size=128, max_size=192)
     image = [torch.rand(3, 128, 192)]
-    dtypes = {}
-    for name in ("backbone.body.layer1", "rpn.head.cls_logits", "rpn.head.bbox_pred"):
-        model.get_submodule(name).register_forward_hook(
-            lambda module, args, out, name=name: dtypes.update({name: out.dtype})
-        )
+    features, predictions = [], []
+    model.backbone.body.layer1.register_forward_hook(lambda *call: features.append(call[2].dtype))
+    model.rpn.head.register_forward_hook(lambda *call: predictions.extend(sum(call[2], [])))
     with torch.autocast("cpu", torch.bfloat16):
         (half,) = model(image)
         # Frozen norms must not give the memory away again; scores and sides must not be rounded.
-        assert [*dtypes.values()] == [torch.bfloat16, torch.float32, torch.float32]
+        assert features == [torch.bfloat16]
+        assert len(predictions) == 10 and {x.dtype for x in predictions} == {torch.float32}
         losses = model.train()(image, [{"boxes": GT[0]}])
     sum(losses.values()).backward()
     assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())

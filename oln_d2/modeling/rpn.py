@@ -27,6 +27,7 @@ from oln_d2.localization import (
     decode_ltrb,
     encode_ltrb,
     label_and_sample,
+    predict_scaled,
     rpn_losses,
     select_proposals,
 )
@@ -127,11 +128,8 @@ class OLNRPNHead(StandardRPNHead):
         hidden = [self.conv(x) for x in features]
         # In float32: in half precision scores would tie, and sides of large anchors move.
         with torch.autocast(hidden[0].device.type, enabled=False):
-            hidden = [self._normalize(x) for x in hidden]
-            return tuple([predictor(x) for x in hidden] for predictor in predictors)
-
-    def _normalize(self, hidden):
-        return self.feature_norm * F.normalize(hidden.float(), dim=1)
+            levels = [predict_scaled(x.float(), self.feature_norm, predictors) for x in hidden]
+        return tuple(map(list, zip(*levels)))
 
     @property
     def predicts_at(self) -> bool:
@@ -155,10 +153,13 @@ class OLNRPNHead(StandardRPNHead):
         hidden = convolve_at(self.conv.weight, self.conv.bias, features, image, location)
         hidden = self.conv.activation(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            hidden = self._normalize(hidden)
             logits, deltas = (
-                F.linear(hidden, layer.weight.flatten(1), layer.bias)
-                for layer in (self.objectness_logits, self.anchor_deltas)
+                found.flatten(1)
+                for found in predict_scaled(
+                    hidden.float()[..., None, None],
+                    self.feature_norm,
+                    [self.objectness_logits, self.anchor_deltas],
+                )
             )
         each = torch.arange(len(own), device=own.device)
         return logits[each, own], deltas.unflatten(1, (per_location, 4))[each, own]

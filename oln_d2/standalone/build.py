@@ -192,7 +192,9 @@ def _check_settings(architecture, settings):
         ):
             limit = Limit(lambda values: len(values) > 0 and sum(values) < math.inf, "numbers")
         elif name == "box_sampling_ratio":
-            limit = Limit(lambda value: isinstance(value, Integral) and value >= 0, "0 or more")
+            limit = Limit(
+                lambda value: isinstance(value, Integral) and int(value) >= 0, "0 or more"
+            )
         elif isinstance(default, int):
             limit = integer if name in sizes else POSITIVE_INT
         else:

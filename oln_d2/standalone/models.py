@@ -30,6 +30,7 @@ from oln_d2.localization import (
     has_area,
     label_and_sample,
     positives,
+    predict_scaled,
     quality_entropy,
     quality_loss,
     rpn_losses,
@@ -204,12 +205,13 @@ class FloatRPNHead(RPNHead):
     """
 
     def forward(self, x):
-        hidden = [self._hidden(features) for features in x]
+        hidden = [self.conv(features) for features in x]
         with torch.autocast(hidden[0].device.type, enabled=False):
-            return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
+            levels = [self._predict(h.float()) for h in hidden]
+        return tuple(map(list, zip(*levels)))
 
-    def _hidden(self, features):
-        return self.conv(features).float()
+    def _predict(self, hidden):
+        return self.cls_logits(hidden), self.bbox_pred(hidden)
 
 
 class StandaloneRPNHead(FloatRPNHead):
@@ -222,8 +224,8 @@ class StandaloneRPNHead(FloatRPNHead):
         super().__init__(in_channels, num_anchors)
         self.feature_norm = feature_norm
 
-    def _hidden(self, features):
-        return self.feature_norm * F.normalize(super()._hidden(features), dim=1)
+    def _predict(self, hidden):
+        return predict_scaled(hidden, self.feature_norm, [self.cls_logits, self.bbox_pred])
 
     def at(self, features, image, anchor):
         """
@@ -239,12 +241,9 @@ class StandaloneRPNHead(FloatRPNHead):
         """
         conv = self.conv[0][0]
         hidden = F.relu(convolve_at(conv.weight, conv.bias, features, image, anchor))
-        hidden = self.feature_norm * F.normalize(hidden.float(), dim=1)
         with torch.autocast(hidden.device.type, enabled=False):
-            return tuple(
-                F.linear(hidden, layer.weight.flatten(1), layer.bias)
-                for layer in (self.cls_logits, self.bbox_pred)
-            )
+            predicted = self._predict(hidden.float()[..., None, None])
+        return tuple(x.flatten(1) for x in predicted)
 
 
 class StandaloneRPN(detection.rpn.RegionProposalNetwork):
