@@ -332,17 +332,17 @@ class OLNROIHeads(StandardROIHeads):
         return super().label_and_sample_proposals(proposals, targets)
 
     def _forward_box(self, features, proposals):
-        predictor = self.box_predictor
-        if not self.training or predictor.learns_from_negatives or self.train_on_pred_boxes:
+        # True of predictors that are not ours.
+        negatives = getattr(self.box_predictor, "learns_from_negatives", True)
+        if not self.training or negatives or self.train_on_pred_boxes:
             return super()._forward_box(features, proposals)
         # Pooling and head of the others, three quarters of a sample or more, would teach nothing.
-        labels = [predictor.is_positive(p.gt_classes) for p in proposals]
+        labels = [self.box_predictor.is_positive(p.gt_classes) for p in proposals]
         learnt = [p[index] for p, index in zip(proposals, positives(labels))]
+        # The losses are divided by all RoIs of the sample, as in :meth:`OLNOutputLayers.losses`.
         share = sum(map(len, learnt)) / max(sum(map(len, proposals)), 1)
         losses = super()._forward_box(features, learnt)
-        return {
-            name: loss * share for name, loss in losses.items()
-        }  # means of all that are sampled
+        return {name: loss * share for name, loss in losses.items()}
 
     def _finish(self, detections):
         if self.mask_scores:
