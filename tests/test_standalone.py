@@ -533,8 +533,9 @@ def test_points_of_a_bin():
     centres = torch.arange(1, 21, 3.0)  # pixel centres are at halves
     close(one[0, 0, 0], centres**2)
     close(every[0, 0, 0], centres**2 + 2 / 3)
-    with pytest.raises(InputError, match="box_sampling_ratio is -1"):
-        build_detector(**small, box_sampling_ratio=-1)
+    for wrong in (-1, 1.5):
+        with pytest.raises(InputError, match=f"box_sampling_ratio is {wrong}; .* an integer"):
+            build_detector(**small, box_sampling_ratio=wrong)
 
 
 def test_first_stage_at_some_locations():

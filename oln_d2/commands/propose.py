@@ -46,9 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help="a checkpoint of `train`, `quickstart` or `convert`, an exported .onnx; or, with "
-        "--config-file, one of Detectron2 (default: the small OLN-Box that comes with this "
-        "package; with --config-file the recipe's trained ones, if there are any)",
+        help="a checkpoint of `train`, `quickstart` or `convert`, an exported .onnx, "
+        "selective_search or edge_boxes; or, with --config-file, one of Detectron2 (default: the "
+        "small OLN-Box that comes with this package; with --config-file the recipe's trained ones, "
+        "if there are any)",
     )
     parser.add_argument(
         "--config-file",

@@ -193,7 +193,8 @@ def _check_settings(architecture, settings):
             limit = Limit(lambda values: len(values) > 0 and sum(values) < math.inf, "numbers")
         elif name == "box_sampling_ratio":
             limit = Limit(
-                lambda value: isinstance(value, Integral) and int(value) >= 0, "0 or more"
+                lambda value: isinstance(value, Integral) and int(value) >= 0,
+                "an integer, 0 or more",
             )
         elif isinstance(default, int):
             limit = integer if name in sizes else POSITIVE_INT
