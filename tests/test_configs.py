@@ -119,14 +119,14 @@ def test_autocast():
     torch.testing.assert_close(best[1].scores, best[0].scores, rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("recipe", [r for r in MODELS if "fast_rcnn_R" not in r])
+@pytest.mark.parametrize("recipe", [r for r in MODELS if "fast_rcnn_" not in r])
 def test_default_predictor(recipe):
     """Detectron2's users propose on one image with `DefaultPredictor(cfg)(image)`."""
     import numpy as np
     from detectron2.engine import DefaultPredictor
 
     cfg = load_config(recipe)
-    if not recipe.startswith(("cpu/", "small/")):  # quicker
+    if not recipe.startswith(("cpu/", "photographs/", "small/")):  # quicker
         cfg.merge_from_file(str(CONFIGS / "cpu" / "Base-R18-GN.yaml"))
     cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 64, "TEST.DETECTIONS_PER_IMAGE", 20])
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0  # what is untrained is sure of nothing
@@ -134,6 +134,23 @@ def test_default_predictor(recipe):
     output = DefaultPredictor(cfg)(image)
     name = "proposals" if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" else "instances"
     assert output[name].image_size == (90, 120) and len(output[name]) > 0
+
+
+@pytest.mark.parametrize(
+    "recipe", [r for r in MODELS if r.startswith("photographs/") and "fast_" not in r]
+)
+def test_references_train_in_bfloat16(recipe):
+    """The recipes that are compared train with the same precision."""
+    import torch
+    from detectron2.modeling import build_model
+    from detectron2.utils.events import EventStorage
+
+    cfg = load_config(recipe)
+    assert cfg.SOLVER.AMP.DTYPE == "bfloat16"
+    with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = build_model(cfg)([one_image()])
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
 
 
 def test_batch_does_not_change_detections():

@@ -34,6 +34,7 @@ GROUPS = {
     "ablations": "OLN-Box with one thing changed",
     "datasets": "OLN-Box on other data and splits",
     "small": "Small, with trained weights, see [their card](docs/model_card.md)",
+    "photographs": "Small, to [compare](docs/photographs_study.md) on some thousand photographs",
     "cpu": "Small enough to train on a CPU: to try things out, not to compare",
 }
 

@@ -3,6 +3,15 @@
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+from torch import Tensor
+
+
+class _FloatFCOS(FCOS):
+    """Its box loss, fvcore's, fails with boxes in half precision."""
+
+    def losses(self, anchors, pred_logits, gt_labels, deltas, *others) -> dict[str, Tensor]:
+        deltas = [levels.float() for levels in deltas]
+        return super().losses(anchors, pred_logits, gt_labels, deltas, *others)
 
 
 @META_ARCH_REGISTRY.register()
@@ -22,7 +31,7 @@ def build_fcos(cfg: CfgNode) -> FCOS:
         prior_prob=keys.PRIOR_PROB,
         norm=keys.NORM,
     )
-    return FCOS(
+    return _FloatFCOS(
         backbone=backbone,
         head=head,
         head_in_features=keys.IN_FEATURES,
