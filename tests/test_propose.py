@@ -757,9 +757,18 @@ def test_pictures_are_those_asked_for(weights, photos, tmp_path):
     assert not picture.exists() and "0.png" in (tmp_path / "out/unreadable.txt").read_text()
 
 
+def test_no_box_is_left(weights, photos, tmp_path, capsys):
+    """Who asks for too high a score must hear so, not look for what went wrong."""
+    run = [photos, "--weights", weights, "--output", tmp_path / "out"]
+    assert propose(*run) == 0
+    assert "--score" not in capsys.readouterr().out
+    assert propose(*run[:-1], tmp_path / "none", "--score", 0.999) == 0
+    assert "None of them has a box with a score above 0.999" in capsys.readouterr().out
+
+
 def test_globs_and_repeated_inputs(weights, photos, tmp_path):
     """A glob that the shell left alone must work, and an image named twice count once."""
     inputs = [f"{photos}/*.png", photos / "0.png", f"{photos}/**/1.png"]
     assert propose(*inputs, "--weights", weights, "--output", tmp_path / "out") == 0
     assert list(results(tmp_path / "out")) == ["0.png", "2.png", "4.png", "more/1.png"]
-    assert Path(tmp_path / "out/unreadable.txt").read_text() == ""
+    assert not (tmp_path / "out/unreadable.txt").exists()

@@ -536,6 +536,8 @@ def test_points_of_a_bin():
     for wrong in (-1, 1.5):
         with pytest.raises(InputError, match=f"box_sampling_ratio is {wrong}; .* an integer"):
             build_detector(**small, box_sampling_ratio=wrong)
+    with pytest.raises(InputError, match="box_sampling_ratio is None; leave it out"):
+        build_detector(**small, box_sampling_ratio=None)
 
 
 def test_first_stage_at_some_locations():

@@ -179,6 +179,8 @@ def run(args: argparse.Namespace) -> int:
             f"Proposals for {plural(len(done.names), 'image')}, {done.new} of them new, are in "
             f"{args.output}; images are named relative to {done.root}"
         )
+        if done.names and not done.boxes:
+            print(f"None of them has a box with a score above {args.score}; try a lower --score")
     else:
         others = f"the last of shards {', '.join(map(str, done.waiting))}"
         print(

@@ -63,6 +63,12 @@ class Proposer(ABC):
     copy_factor: float = 1.0
     overrides: Mapping[str, int | None] = {"min_size": None, "tiles": None, "max_proposals": None}
 
+    def __repr__(self) -> str:
+        limits = {name: getattr(self, name) for name in ("min_size", "max_size", "max_detections")}
+        given = {name: value for name, value in self.overrides.items() if value is not None}
+        shown = ", ".join(f"{name}={value}" for name, value in {**limits, **given}.items())
+        return f"{type(self).__name__}({shown})"
+
     def look_closer(self, min_size: int | None = None, tiles: int | None = None) -> None:
         """
         Find smaller objects, at the cost of time.

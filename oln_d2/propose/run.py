@@ -51,6 +51,7 @@ class Proposed(NamedTuple):
     # Whether this process wrote the files, of all images. If not, all above is of its shard.
     written: bool
     waiting: list[int]  # numbers of the shards that have to be done before
+    boxes: int = 0  # how many it wrote
 
 
 class UnreadableError(InputError):
@@ -144,17 +145,28 @@ def propose_files(
     run.go_through(sources)
     names = run.names()
     ids = {name: known.ids[name] if known else i for i, name in enumerate(names, 1)}
-    proposals = (journal.read_proposals(name) for name in names)
-    WRITERS[format](Target(output, ids, gt, root, proposer.identity), proposals)
+    boxes = 0
+
+    def read():
+        nonlocal boxes
+        for name in names:
+            proposals = journal.read_proposals(name)
+            boxes += len(proposals)
+            yield proposals
+
+    WRITERS[format](Target(output, ids, gt, root, proposer.identity), read())
     if names and draws:
         paths = _draw(run, draw_top)
         if contact_sheet:
             _write_sheets(output, paths)
     if names and html:
         write_page(output, _items(run), number=draw_top, score=proposer.likely_score)
-    failures = "".join(f"{failure}\n" for failure in run.failures)
-    write_file(os.path.join(output, "unreadable.txt"), failures)
-    return _summary(run, root)
+    unreadable = Path(output, "unreadable.txt")
+    if run.failures:
+        write_file(unreadable, "".join(f"{failure}\n" for failure in run.failures))
+    else:
+        unreadable.unlink(missing_ok=True)  # of a run before
+    return _summary(run, root)._replace(boxes=boxes)
 
 
 def _tell_of_videos(sources):

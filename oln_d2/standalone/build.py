@@ -180,6 +180,8 @@ def _check_settings(architecture, settings):
     integer = Limit(lambda value: isinstance(value, Integral), "an integer")
     for name, value in settings.items():
         default = defaults.get(name)
+        if value is None and default is not None:
+            raise InputError(f"{name} is None; leave it out for its default, {default}")
         if isinstance(default, bool):
             limit = one_of(True, False)
         elif name == "scores":
