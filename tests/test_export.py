@@ -13,6 +13,7 @@ from test_propose import noise, propose, results, same, small_recipe
 from test_standalone import standalone_model
 from torchvision.transforms.functional import to_tensor
 
+import oln_d2
 from oln_d2.checks import InputError
 from oln_d2.cli import main
 from oln_d2.propose.onnx import OnnxProposer
@@ -189,7 +190,7 @@ def test_model_of_train_net(tmp_path):
     same(results(tmp_path / "of d2.pth"), results(tmp_path / "of d2.onnx"), share=0.95)
 
 
-def test_bad_input_is_one_sentence(exported, tmp_path, capsys):
+def test_bad_input_is_one_sentence(exported, tmp_path, capsys, monkeypatch):
     """Nothing may be written, and the message has to name the file and the remedy."""
     checkpoint = exported / "model.pth"
     mask = build_detector(
@@ -205,6 +206,21 @@ def test_bad_input_is_one_sentence(exported, tmp_path, capsys):
     ]
     for source, target, expected in cases:
         assert main(["export", str(source), str(tmp_path / target)]) == 2
+        error = capsys.readouterr().err
+        assert expected in error and len(error.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.pth"]
+    whole = str(exported / "model.onnx")
+    for line, expected in (
+        ([whole, "int8.onnx"], "is exported already; give --int8"),
+        (["int8.onnx"], "without IN: is exported already"),
+        ([whole, "int8.onnx", "--int8", "no"], "no: "),
+        ([whole, "int8.onnx", "--int8", "."], "no image or video"),
+        ([whole, "int8.h5", "--int8", str(ROOT / "examples")], "its ending has to be"),
+        ([whole, whole, "--int8", str(ROOT / "examples")], "model.onnx"),
+        ([str(exported / "model.pth"), "int8.onnx", "--int8", "no"], "no: "),
+    ):
+        monkeypatch.chdir(tmp_path)
+        assert main(["export", *line]) == 2
         error = capsys.readouterr().err
         assert expected in error and len(error.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["mask.pth"]
@@ -226,6 +242,46 @@ def test_files_that_are_not_ours(exported, tmp_path):
         OnnxDetector(str(exported / "model.onnx"), device="tpu")
     with pytest.raises(InputError, match="max_proposals is 0"):
         OnnxProposer(exported / "model.onnx", max_proposals=0)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        noise(200 + 20 * i, 180, seed=i).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("source", ["model.pth", "model.onnx"])
+def test_int8(source, exported, photos, tmp_path):
+    """It finds nearly the same, by integers in the wide layers only, and as large an image."""
+    path = tmp_path / "int8.onnx"
+    assert main(["export", str(exported / source), str(path), "--int8", str(photos)]) == 0
+    model = onnx.load(path)
+    quantized = {
+        t.name.removesuffix("_quantized") for t in model.graph.initializer if t.data_type == 3
+    }
+    parts = "fpn.inner_blocks.0", "fpn.layer_blocks.3", "rpn.head.conv", "box_head.fc6"
+    assert all(any(part in name for name in quantized) for part in parts)
+    assert not any("body" in name or "cls_logits" in name for name in quantized)
+    assert {used.domain for used in model.opset_import} == {""}
+    whole, found = (oln_d2.load(file) for file in (exported / "model.onnx", path))
+    assert repr(found) == repr(whole) and found.limits == whole.limits
+    for name in ("0.png", "2.png"):
+        (expected,), (ours,) = (list(p(photos / name, top_k=5)) for p in (whole, found))
+        assert ours.scores == pytest.approx(expected.scores, abs=0.02)
+
+
+def test_int8_of_the_shipped_model(photos, tmp_path):
+    """What its card says goes along: as large images, as few boxes to look at."""
+    path = tmp_path / "int8.onnx"
+    assert main(["export", str(path), "--int8", str(photos), "--int8-images", "2"]) == 0
+    whole, found = oln_d2.load(), oln_d2.load(path)
+    assert repr(found).startswith("OnnxProposer(min_size=384")
+    names = "min_size max_size likely_score copy_factor limits"
+    assert all(getattr(found, name) == getattr(whole, name) for name in names.split())
+    assert path.stat().st_size < 16e6
 
 
 def test_older_pytorch(exported, tmp_path, monkeypatch):

@@ -88,7 +88,7 @@ def benchmark_onnx(
     *,
     split: str = "voc",
     number: int | None = None,
-    other: StrPath | None = None,
+    other: Sequence[StrPath] = (),
     proposals: Sequence[int] = (2000, 200),
     sizes: Sequence[int] = (),
     top_k: int = 100,
@@ -107,7 +107,7 @@ def benchmark_onnx(
             of all objects.
         split: its seen categories, see :func:`oln_d2.evaluate`.
         number: of images, evenly taken from all; None: all.
-        other: a file for :class:`TensorFlowDetector`.
+        other: files for :class:`TensorFlowDetector`, or such as `oln-d2 export` writes.
         proposals: see :meth:`Proposer.limit_proposals`; 2000 are more than there are.
         sizes: other lengths of the shorter image side.
         top_k: boxes of an image, of each; AR is at 10, 100 and 1000 boxes, as far as there are.
@@ -149,9 +149,9 @@ def benchmark_onnx(
         for size in sizes:
             runs[f"OLN-Box, {size} pixels"] = _ours(photos, top_k, count, size=size)
         known = list(runs)
-        if other is not None:
-            runs[os.path.basename(other)] = _other(photos, count, other)
-            known.append(os.path.basename(other))
+        for path in other:
+            runs[os.path.basename(path)] = _other(photos, top_k, count, path)
+            known.append(os.path.basename(path))
         if importlib.util.find_spec("torchvision"):
             runs |= _torchvision(photos, count)
         else:
@@ -215,11 +215,11 @@ def _plot(path, times, recalls, ks):
         figure.savefig(temporary, dpi=150)
 
 
-def _shipped(threads: int, proposals: int | None = None) -> Proposer:
+def _shipped(threads: int, proposals: int | None = None, path: StrPath | None = None) -> Proposer:
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(threads)  # which the proposer goes by
     try:
-        return load(weights.find(".onnx"), device="cpu", max_proposals=proposals)
+        return load(path or weights.find(".onnx"), device="cpu", max_proposals=proposals)
     finally:
         del os.environ["OMP_NUM_THREADS"]
         if before is not None:
@@ -232,8 +232,9 @@ def _ours(
     threads: int,
     proposals: int | None = None,
     size: int | None = None,
+    path: StrPath | None = None,
 ) -> Run:
-    proposer = _shipped(threads, proposals)
+    proposer = _shipped(threads, proposals, path)
     proposer.look_closer(size)
     prepared = [proposer.prepare(photo) for photo in photos]
 
@@ -244,8 +245,11 @@ def _ours(
     return run
 
 
-def _other(photos: list[Image.Image], threads: int, path: StrPath) -> Run:
-    detector = TensorFlowDetector(path, threads)
+def _other(photos: list[Image.Image], top_k: int, threads: int, path: StrPath) -> Run:
+    try:
+        return _ours(photos, top_k, threads, path=path)
+    except InputError:  # it is of another form
+        detector = TensorFlowDetector(path, threads)
     prepared = [detector.prepare(photo) for photo in photos]
 
     def run(i):

@@ -95,8 +95,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--number", type=int, metavar="N", help="of images (default: all)")
     parser.add_argument(
         "--other",
+        nargs="+",
+        default=[],
         metavar="FILE",
-        help="an ONNX file of TensorFlow's form, such as Google's Mobile Object Localizer",
+        help="ONNX files: of TensorFlow's form, such as Google's Mobile Object Localizer, or those "
+        "that `oln-d2 export` writes",
     )
     parser.add_argument(
         "--proposals",

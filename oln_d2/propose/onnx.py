@@ -19,6 +19,8 @@ from oln_d2.scores import BOX_SCORE, OBJECTNESS
 INPUTS = ("image", "max_proposals", "max_detections")
 OUTPUTS = ("boxes", "scores", OBJECTNESS.attribute, BOX_SCORE.attribute)
 SETTINGS = "oln_d2"  # name of the file's metadata that says how images are resized
+# Settings that not every file has, and what their lack means; see :class:`Proposer`.
+SHARES = {"likely_score": 0.0, "copy_factor": 1.0}
 FORMAT = 2  # of the file; 1, which does not say its number, has the first of `INPUTS` only
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -93,9 +95,11 @@ class OnnxProposer(Proposer):
             self._require_limits(*limits)
         names = INPUTS[1:] if form > 1 else ()
         numbers = [settings.get(n) for n in ("min_size", "max_size", "max_detections", *names)]
+        shares = {n: settings.get(n, default) for n, default in SHARES.items()}
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if not (
-            all(isinstance(value, (int, float)) and value >= 1 for value in numbers)
+            all(isinstance(value, (int, float)) and 0 <= value <= 1 for value in shares.values())
+            and all(isinstance(value, (int, float)) and value >= 1 for value in numbers)
             and {graph.name for graph in inputs} == {INPUTS[0], *names}
             and {graph.name for graph in outputs} >= set(OUTPUTS)
         ):
@@ -105,8 +109,10 @@ class OnnxProposer(Proposer):
             )
         self.identity = " ".join([file_digest(path), *(f"{k}={v}" for k, v in limits.items())])
         settings |= limits
+        self.settings = settings
         self.min_size, self.max_size = settings["min_size"], settings["max_size"]
         self.max_detections = settings["max_detections"]
+        self.likely_score, self.copy_factor = shares.values()
         self.limits = {name: np.array(settings[name], np.int64) for name in names}
 
     def _require_limits(self, *names):
