@@ -14,7 +14,7 @@ from oln_d2.propose.inputs import find_sources
 from oln_d2.propose.onnx import INPUTS, SETTINGS, OnnxProposer
 
 # Feature pyramid, first stage and the wide layers of the second: most of the time. The backbone
-# stays in float32, where 8 bits cost recall, and so do the small layers that predict.
+# stays in float32, where 8 bits cost recall or gain no time, as do the small layers that predict.
 PARTS = "model.backbone.fpn.", "model.rpn.head.conv.", "model.roi_heads.box_head."
 
 
