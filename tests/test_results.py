@@ -40,7 +40,8 @@ def test_every_kind_of_image_gives_the_same(weights, photos):  # noqa: F811
     expected = list(proposer(paths))
     assert [found.name for found in expected] == ["0.png", "2.png", "4.png"]
     assert [len(found) for found in expected] == [100] * 3
-    for kind in (photos, images, arrays, tensors, [t / 255 for t in tensors], map(str, paths)):
+    floats = [t / 255 for t in tensors], [a / 255 for a in arrays]
+    for kind in (photos, images, arrays, tensors, *floats, map(str, paths)):
         if kind is photos:
             kind = str(photos / "*.png")
         for found, one in zip(proposer(kind, batch_size=3), expected, strict=True):
@@ -67,7 +68,9 @@ def test_selection(weights, photos):  # noqa: F811
     "image, arguments, message",
     [
         (np.zeros((3, 20, 30), np.uint8), {}, r"shape \[3, 20, 30\]"),
-        (np.zeros((20, 30, 3), np.float32), {}, "float32"),
+        (np.zeros((20, 30, 3), np.int32), {}, "int32"),
+        (np.full((20, 30, 3), 255.0), {}, r"\[20, 30, 3\] .* divide 8-bit"),
+        (np.full((20, 30, 3), np.nan), {}, "divide 8-bit"),
         (torch.full((3, 20, 30), 255.0), {}, "divide 8-bit"),
         (torch.zeros(20, 30), {}, "tensor"),
         (3, {}, "an image is int; it has to be a path, a PIL image"),

@@ -321,8 +321,8 @@ def _what_else(head: bytes) -> str:
 def to_image(image: Any) -> Image.Image:
     """
     Args:
-        image: a PIL image; an array (H, W, 3) or (H, W), uint8, RGB or grey; or a tensor (3, H, W),
-            RGB, uint8 or float in [0, 1].
+        image: a PIL image; an array (H, W, 3) or (H, W), RGB or grey; or a tensor (3, H, W), RGB;
+            both uint8 or float in [0, 1].
 
     Returns:
         RGB.
@@ -334,24 +334,24 @@ def to_image(image: Any) -> Image.Image:
         return _to_rgb(image)
     if hasattr(image, "detach"):  # a tensor: its channels come first
         pixels = image.detach().cpu().numpy()
-        if pixels.dtype.kind == "f":
-            if not (pixels.size and 0 <= pixels.min() and pixels.max() <= 1):
-                raise InputError(
-                    "an image is an empty float tensor or has values outside [0, 1]; divide 8-bit "
-                    "images by 255"
-                )
-            pixels = (pixels * 255).round().astype(np.uint8)
         pixels = np.moveaxis(pixels, 0, -1) if pixels.ndim == 3 else pixels[:0]
     else:
         pixels = np.asarray(image)
+    if pixels.dtype.kind == "f" and pixels.size:
+        if not (0 <= pixels.min() and pixels.max() <= 1):
+            raise InputError(
+                f"an image of shape {list(image.shape)} has floats outside [0, 1]; divide 8-bit "
+                "images by 255"
+            )
+        pixels = (pixels * 255).round().astype(np.uint8)
     grey = pixels.ndim == 2
     if pixels.dtype != np.uint8 or not (grey or pixels.shape[2:] == (3,)) or not pixels.size:
         what = type(image).__name__
         if hasattr(image, "dtype"):
             what += f" of shape {list(image.shape)} and type {image.dtype}"
         raise InputError(
-            f"an image is {what}; it has to be a path, a PIL image, an array (H, W, 3), uint8, "
-            "RGB, or a tensor (3, H, W), uint8 or float in [0, 1]"
+            f"an image is {what}; it has to be a path, a PIL image, an array (H, W, 3) or a tensor "
+            "(3, H, W), RGB, uint8 or float in [0, 1]"
         )
     return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
 

@@ -138,8 +138,8 @@ class Proposer(ABC):
         """
         Args:
             images: one or many of: paths of images, folders (with all below them), globs and
-                videos; PIL images; arrays (H, W, 3), uint8, RGB; tensors (3, H, W), RGB, uint8 or
-                float in [0, 1].
+                videos; PIL images; arrays (H, W, 3) and tensors (3, H, W), RGB, uint8 or float in
+                [0, 1].
             top_k: at most so many of an image.
             score: only those with a higher score, in [0, 1].
             nms: drop boxes that overlap a better one by an IoU above this; None: the model's own
