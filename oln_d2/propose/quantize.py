@@ -39,11 +39,13 @@ def quantize(proposer: OnnxProposer, output: StrPath, images: StrPath, number: i
         raise InputError(f"{output}: its ending has to be .onnx")
     path = proposer.path
     check_output(output, [path])
-    with needs("int8", "export"):
+    with needs("export --int8", "export"):
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
-    sources = [source.path for source in find_sources([os.fspath(images)])[1]]
+    sources = [s.path for s in find_sources([os.fspath(images)])[1] if not s.is_video]
+    if not sources:
+        raise InputError(f"{images}: holds videos alone; give a folder of photographs")
     number = min(number, len(sources))
     photos = [sources[i * len(sources) // number] for i in range(number)]
 
