@@ -340,8 +340,8 @@ def to_image(image: Any) -> Image.Image:
     if pixels.dtype.kind == "f" and pixels.size:
         if not (0 <= pixels.min() and pixels.max() <= 1):
             raise InputError(
-                f"an image of shape {list(np.shape(image))} has floats outside [0, 1]; divide 8-bit "
-                "images by 255"
+                f"an image of shape {list(np.shape(image))} has floats outside [0, 1]; divide "
+                "8-bit images by 255"
             )
         pixels = (pixels * 255).round().astype(np.uint8)
     grey = pixels.ndim == 2
