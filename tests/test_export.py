@@ -212,12 +212,16 @@ def test_bad_input_is_one_sentence(exported, tmp_path, capsys, monkeypatch):
     whole = str(exported / "model.onnx")
     for line, expected in (
         ([whole, "int8.onnx"], "is exported already; give --int8"),
-        (["int8.onnx"], "without IN: is exported already"),
+        (["int8.onnx"], "OUT is missing"),
+        ([str(exported / "model.pth")], "OUT is missing"),
+        ([whole, "--int8", str(ROOT / "examples")], "is there already; if it is the model, give"),
+        ([whole, "int8.onnx", "--int8", str(ROOT / "examples"), "--int8-images", "0"], "--int8-im"),
         ([whole, "int8.onnx", "--int8", "no"], "no: "),
         ([whole, "int8.onnx", "--int8", "."], "no image or video"),
         ([whole, "int8.h5", "--int8", str(ROOT / "examples")], "its ending has to be"),
         ([whole, whole, "--int8", str(ROOT / "examples")], "model.onnx"),
         ([str(exported / "model.pth"), "int8.onnx", "--int8", "no"], "no: "),
+        ([str(exported / "model.pth"), "int8.h5", "--int8", str(ROOT / "examples")], "its ending"),
     ):
         monkeypatch.chdir(tmp_path)
         assert main(["export", *line]) == 2
@@ -254,7 +258,7 @@ def photos(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["model.pth", "model.onnx"])
-def test_int8(source, exported, photos, tmp_path):
+def test_int8(source, exported, photos, tmp_path, capsys):
     """It finds nearly the same, by integers in the wide layers only, and as large an image."""
     path = tmp_path / "int8.onnx"
     assert main(["export", str(exported / source), str(path), "--int8", str(photos)]) == 0
@@ -266,6 +270,8 @@ def test_int8(source, exported, photos, tmp_path):
     assert all(any(part in name for name in quantized) for part in parts)
     assert not any("body" in name or "cls_logits" in name for name in quantized)
     assert {used.domain for used in model.opset_import} == {""}
+    assert main(["export", str(path), str(tmp_path / "b.onnx"), "--int8", str(photos)]) == 2
+    assert "in 8-bit integers already" in capsys.readouterr().err
     whole, found = (oln_d2.load(file) for file in (exported / "model.onnx", path))
     assert repr(found) == repr(whole) and found.limits == whole.limits
     for name in ("0.png", "2.png"):

@@ -1,14 +1,15 @@
 """
 Writes a trained OLN-Box as one ONNX file, for images of any size, which `propose` takes. The file
 computes everything from the resized image to boxes and scores. It covers inference on one image at
-a time in float32; not training, larger batches, the resizing, masks, and other models.
+a time, in float32 or with --int8; not training, larger batches, the resizing, masks, and other
+models.
 """
 
 import argparse
 import os
 import tempfile
 
-from oln_d2.checks import InputError
+from oln_d2.checks import POSITIVE_INT, InputError, check_limits
 
 HELP = "a trained OLN-Box as ONNX"
 
@@ -46,26 +47,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from oln_d2.loading import load
-    from oln_d2.propose.inputs import find_sources
-    from oln_d2.propose.onnx import OnnxProposer
-    from oln_d2.propose.quantize import quantize
+    from oln_d2.propose.onnx import OnnxProposer, check_target
+    from oln_d2.propose.quantize import find_photos, quantize
 
-    is_exported = args.checkpoint is None or args.checkpoint.endswith(".onnx")
-    if is_exported and (args.int8 is None or args.config_file is not None):
-        what = args.checkpoint or "without IN"
-        raise InputError(f"{what}: is exported already; give --int8, and no --config-file")
-    if args.int8 is not None:
-        find_sources([args.int8])  # before the work
+    source, int8 = args.checkpoint, args.int8
+    if source is None and int8 is None:
+        raise InputError("OUT is missing: oln-d2 export IN OUT; without IN, give --int8")
+    if source is None and os.path.exists(args.output):
+        raise InputError(
+            f"{args.output}: is there already; if it is the model, give OUT behind it, else remove "
+            "it first: the model of this package would be written there"
+        )
+    is_exported = source is None or source.endswith(".onnx")
+    if is_exported and (int8 is None or args.config_file is not None):
+        raise InputError(f"{source}: is exported already; give --int8, and no --config-file")
+    # All that can be wrong is found before the work.
+    check_target(args.output, source or "")
+    photos = []
+    if int8 is not None:
+        check_limits(**{"--int8-images": (args.int8_images, POSITIVE_INT)})
+        photos = find_photos(int8, args.int8_images)
     with tempfile.TemporaryDirectory() as folder:
-        exported = args.checkpoint
+        exported = source
         if not is_exported:
-            exported = args.output if args.int8 is None else os.path.join(folder, "model.onnx")
-            _export(args.checkpoint, exported, args.config_file)
-        if args.int8 is not None:
+            exported = args.output if int8 is None else os.path.join(folder, "model.onnx")
+            _export(source, exported, args.config_file)
+        if int8 is not None:
             proposer = load(exported, device="cpu")
             assert isinstance(proposer, OnnxProposer)
-            quantize(proposer, args.output, args.int8, args.int8_images)
-    print(f"{args.output} is written; `oln-d2 propose --weights` takes it")
+            quantize(proposer, args.output, photos)
+    what = "" if source else ", the model of this package"
+    print(f"{args.output} is written{what}; `oln-d2 propose --weights` takes it")
 
 
 def _export(checkpoint: str, output: str, config_file: str | None) -> None:

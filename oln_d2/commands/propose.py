@@ -180,7 +180,10 @@ def run(args: argparse.Namespace) -> int:
             f"{args.output}; images are named relative to {done.root}"
         )
         if done.names and not done.boxes:
-            print(f"None of them has a box with a score above {args.score}; try a lower --score")
+            print(
+                f"None of them has a box with a score above {args.score}; use a lower --score, "
+                "and another --output"
+            )
     else:
         others = f"the last of shards {', '.join(map(str, done.waiting))}"
         print(

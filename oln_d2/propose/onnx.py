@@ -12,7 +12,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 from oln_d2.checks import POSITIVE_INT, InputError, check_limits
-from oln_d2.files import StrPath, file_digest
+from oln_d2.files import StrPath, check_output, file_digest
 from oln_d2.propose.proposer import Proposer
 from oln_d2.scores import BOX_SCORE, OBJECTNESS
 
@@ -23,6 +23,19 @@ SETTINGS = "oln_d2"  # name of the file's metadata that says how images are resi
 SHARES = {"likely_score": 0.0, "copy_factor": 1.0}
 FORMAT = 2  # of the file; 1, which does not say its number, has the first of `INPUTS` only
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def check_target(output: StrPath, source: StrPath) -> None:
+    """Raises InputError if no ONNX file can be written there, of what is in `source`."""
+    ending = os.path.splitext(output)[1]
+    if ending == ".pt":
+        raise InputError(
+            f"{output}: TorchScript is no longer written, PyTorch has deprecated it; choose a name "
+            "that ends in .onnx"
+        )
+    if ending != ".onnx":
+        raise InputError(f"{output}: its ending has to be .onnx")
+    check_output(output, [source])
 
 
 class OnnxProposer(Proposer):

@@ -3,22 +3,42 @@
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
 
-from oln_d2.checks import POSITIVE_INT, InputError, check_limits, needs
+from oln_d2.checks import InputError, needs
 from oln_d2.data.images import open_image
-from oln_d2.files import StrPath, check_output, write_whole
+from oln_d2.files import StrPath, write_whole
 from oln_d2.propose.inputs import find_sources
-from oln_d2.propose.onnx import INPUTS, SETTINGS, OnnxProposer
+from oln_d2.propose.onnx import INPUTS, SETTINGS, OnnxProposer, check_target
 
 # Feature pyramid, first stage and the wide layers of the second: most of the time. The backbone
 # stays in float32, where 8 bits cost recall or gain no time, as do the small layers that predict.
 PARTS = "model.backbone.fpn.", "model.rpn.head.conv.", "model.roi_heads.box_head."
 
 
-def quantize(proposer: OnnxProposer, output: StrPath, images: StrPath, number: int = 64) -> None:
+def find_photos(images: StrPath, number: int) -> list[str]:
+    """
+    Args:
+        images: a folder.
+        number: 1 or more.
+
+    Returns:
+        at most so many of the photographs in it, evenly taken from all.
+
+    Raises:
+        InputError: there are none.
+    """
+    photos = [s.path for s in find_sources([os.fspath(images)])[1] if not s.is_video]
+    if not photos:
+        raise InputError(f"{images}: holds videos alone; give a folder of photographs")
+    number = min(number, len(photos))
+    return [photos[i * len(photos) // number] for i in range(number)]
+
+
+def quantize(proposer: OnnxProposer, output: StrPath, photos: Sequence[StrPath]) -> None:
     """
     Write an exported OLN-Box anew, `PARTS` of it in 8-bit integers: less time on processors that
     multiply these faster (VNNI, AMX, Arm's dot product), and scores and boxes that differ a little.
@@ -26,28 +46,19 @@ def quantize(proposer: OnnxProposer, output: StrPath, images: StrPath, number: i
     Args:
         proposer: what :func:`oln_d2.load` makes of a file that `oln-d2 export` wrote, or of none.
         output: name.onnx, a file that :func:`oln_d2.load` takes.
-        images: a folder of photographs like those that it will see; the range of the numbers in
-            each layer is measured on them.
-        number: of images that are looked at, evenly taken from all.
+        photos: files of images like those that it will see; the range of the numbers in each layer
+            is measured on them.
 
     Raises:
         InputError: files that cannot be used.
         ImportError: onnx is missing.
     """
-    check_limits(number=(number, POSITIVE_INT))
-    if os.path.splitext(output)[1] != ".onnx":
-        raise InputError(f"{output}: its ending has to be .onnx")
     path = proposer.path
-    check_output(output, [path])
+    check_target(output, path)
     with needs("export --int8", "export"):
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
-    sources = [s.path for s in find_sources([os.fspath(images)])[1] if not s.is_video]
-    if not sources:
-        raise InputError(f"{images}: holds videos alone; give a folder of photographs")
-    number = min(number, len(sources))
-    photos = [sources[i * len(sources) // number] for i in range(number)]
 
     class Images(CalibrationDataReader):
         def __init__(self):
@@ -67,6 +78,8 @@ def quantize(proposer: OnnxProposer, output: StrPath, images: StrPath, number: i
         quant_pre_process(path, folded, skip_symbolic_shape=True)
         graph = onnx.load(folded).graph
         layers = [n.name for n in graph.node if len(n.input) > 1 and n.input[1].startswith(PARTS)]
+        if any(node.op_type == "QuantizeLinear" for node in graph.node):
+            raise InputError(f"{path}: is in 8-bit integers already; give what it was made of")
         if not layers:
             raise InputError(f"{path}: has no layer named as `oln-d2 export` names them")
         with write_whole(output) as temporary:

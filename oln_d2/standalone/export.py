@@ -4,7 +4,6 @@ runs the file.
 """
 
 import json
-import os
 import warnings
 from typing import Any
 
@@ -16,9 +15,16 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from oln_d2.checks import InputError, needs
-from oln_d2.files import StrPath, check_output, write_whole
+from oln_d2.files import StrPath, write_whole
 from oln_d2.localization import without_copies
-from oln_d2.propose.onnx import FORMAT, INPUTS, OUTPUTS, SETTINGS, OnnxProposer
+from oln_d2.propose.onnx import (
+    FORMAT,
+    INPUTS,
+    OUTPUTS,
+    SETTINGS,
+    OnnxProposer,
+    check_target,
+)
 from oln_d2.scores import OBJECTNESS
 from oln_d2.standalone.build import load_detector
 from oln_d2.standalone.models import OLNBox, Transform
@@ -97,15 +103,7 @@ def export(checkpoint: StrPath, output: StrPath, config: dict[str, Any] | None =
             than `TORCH`.
         ImportError: onnx or onnxscript is missing.
     """
-    ending = os.path.splitext(output)[1]
-    if ending == ".pt":
-        raise InputError(
-            f"{output}: TorchScript is no longer written, PyTorch has deprecated it; choose a name "
-            "that ends in .onnx"
-        )
-    if ending != ".onnx":
-        raise InputError(f"{output}: its ending has to be .onnx")
-    check_output(output, [checkpoint])
+    check_target(output, checkpoint)
     if torch.torch_version.TorchVersion(torch.__version__) < TORCH:
         raise InputError(
             f"export needs PyTorch {TORCH} or later, and this is {torch.__version__}; update it, "
