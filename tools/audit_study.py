@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="of what is hidden; without: all that VOC lacks")
     parser.add_argument("--write-given", metavar="FILE")
     parser.add_argument("--objectlab", metavar="RESULTS")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     content = load_coco(args.gt)
     groups = hidden_categories(content)
     if args.seed is not None:
