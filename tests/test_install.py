@@ -196,7 +196,7 @@ def test_benchmark_evaluator(core):
     [
         "train --train-json {gt} --images coco/val2017 --split voc --output out",
         "quickstart --output out",
-        "export model.pth out",
+        "export model.pth out.onnx",
         "convert model.pth out",
         "propose coco/val2017 --weights model.pth --output out",
         "propose coco/val2017 --device cuda --output out",

@@ -58,11 +58,11 @@ def run(args: argparse.Namespace) -> None:
             f"{args.output}: is there already; if it is the model, give OUT behind it, else remove "
             "it first: the model of this package would be written there"
         )
+    # All that can be wrong is found before the work.
+    check_target(args.output, source or "")
     is_exported = source is None or source.endswith(".onnx")
     if is_exported and (int8 is None or args.config_file is not None):
         raise InputError(f"{source}: is exported already; give --int8, and no --config-file")
-    # All that can be wrong is found before the work.
-    check_target(args.output, source or "")
     photos = []
     if int8 is not None:
         check_limits(**{"--int8-images": (args.int8_images, POSITIVE_INT)})
