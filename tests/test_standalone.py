@@ -506,6 +506,29 @@ def test_channels_last():
     close(grad, same_grad, rtol=1e-3, atol=5e-3 * grad.abs().max().item())
 
 
+def test_anchors_beyond_the_border():
+    """An object that fills a small image has an anchor of its size only if that may reach beyond."""
+    from torchvision.models.detection.image_list import ImageList
+
+    small = {"depth": 10, "norm": "GN", "fpn_channels": 32, "representation_size": 32}
+    boxes = [{"boxes": torch.tensor([[4.0, 4, 60, 60]])}]
+    features = [torch.zeros(1, 32, 64 // s, 64 // s) for s in (4, 8, 16, 32, 64)]
+    image = ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)])
+    trained = {}
+    for beyond in (None, 0, 8, -1, 10**6):
+        settings = {} if beyond is None else {"rpn_boundary_thresh": beyond}
+        rpn = build_detector(**small, **settings).rpn
+        anchors = rpn.anchor_generator(image, features)[0]
+        labels = rpn._label_and_sample(anchors, boxes, image.image_sizes)[0]
+        chosen = anchors[(labels == 1).any(dim=0)[0]]
+        trained[beyond] = sorted((chosen[:, 2] - chosen[:, 0]).tolist())
+    assert trained[None] == trained[0] and set(trained[0]) == {32.0}
+    assert set(trained[8]) == {32.0, 64.0} and len(trained[-1]) > len(trained[8])
+    assert trained[-1] == trained[10**6]
+    with pytest.raises(InputError, match="rpn_boundary_thresh is -2; .* an integer, -1 or more"):
+        build_detector(**small, rpn_boundary_thresh=-2)
+
+
 def test_gradient_of_pooled_features():
     """The gradient must reach the level that an RoI was pooled from, and no other."""
     from oln_d2.standalone.models import RoIAlign

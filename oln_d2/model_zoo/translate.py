@@ -82,6 +82,7 @@ def detector_config(config_file: StrPath) -> dict[str, Any]:
         "rpn_pre_nms_top_n_test": model.RPN.PRE_NMS_TOPK_TEST,
         "rpn_post_nms_top_n_test": kept if kept < levels * model.RPN.PRE_NMS_TOPK_TEST else None,
         "rpn_nms_thresh": model.RPN.NMS_THRESH if model.OLN.RPN_NMS_TEST else None,
+        "rpn_boundary_thresh": model.RPN.BOUNDARY_THRESH,
         "objectness_negatives": model.OLN.OBJECTNESS_NEGATIVES,
         "box_score_negatives": model.OLN.BOX_SCORE_NEGATIVES,
         "scores": tuple(model.OLN.SCORES),

@@ -62,6 +62,7 @@ _SHARED = (
     "anchor_sizes min_size max_size pixel_mean pixel_std representation_size box_nms_thresh "
     "box_detections_per_img"
 )
+LEAST = {"box_sampling_ratio": 0, "rpn_boundary_thresh": -1}  # of integers that may be below 1
 # The settings of each architecture, beside those that `build_detector` names, and their defaults.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "oln_box": _OLN_BOX,
@@ -166,6 +167,13 @@ def build_detector(
     return model
 
 
+def _integer_from(least):
+    return Limit(
+        lambda value: isinstance(value, Integral) and int(value) >= least,
+        f"an integer, {least} or more",
+    )
+
+
 def _check_settings(architecture, settings):
     """Raises InputError for a setting that is not known, or not of the kind of its default."""
     defaults = DEFAULTS[architecture]
@@ -193,11 +201,8 @@ def _check_settings(architecture, settings):
             name == "min_size" and isinstance(value, (list, tuple))
         ):
             limit = Limit(lambda values: len(values) > 0 and sum(values) < math.inf, "numbers")
-        elif name == "box_sampling_ratio":
-            limit = Limit(
-                lambda value: isinstance(value, Integral) and int(value) >= 0,
-                "an integer, 0 or more",
-            )
+        elif name in LEAST:
+            limit = _integer_from(LEAST[name])
         elif isinstance(default, int):
             limit = integer if name in sizes else POSITIVE_INT
         else:

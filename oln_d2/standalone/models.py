@@ -4,6 +4,7 @@ and the same details as the Detectron2 components: equal weights give the same b
 and losses. OLN-Mask is for inference only.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -250,12 +251,13 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
     """
     torchvision's `RegionProposalNetwork` that learns centerness and the distances to the sides of
     the box, with OLN's assignment and losses. A proposal is a box with its centerness. Its argument
-    `nms_thresh` may be None, as in the authors' code: no NMS. `negatives`: see :class:`OLNBox`.
+    `nms_thresh` may be None, as in the authors' code: no NMS. `negatives`, `boundary_thresh`: see
+    :class:`OLNBox`.
     """
 
-    def __init__(self, *args, negatives: bool = True, **kwargs):
+    def __init__(self, *args, negatives: bool = True, boundary_thresh: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
-        self.negatives = negatives
+        self.negatives, self.boundary_thresh = negatives, boundary_thresh
         self.exported = False  # a graph cannot branch on the number of proposals; it limits them
         limits = self.proposal_matcher.low_threshold, self.proposal_matcher.high_threshold
         sampler = self.fg_bg_sampler
@@ -312,7 +314,9 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
         x1, y1, x2, y2 = anchors.unbind(dim=1)
         of_images = []
         for target, (height, width) in zip(targets, image_sizes):
-            inside = ((x1 >= 0) & (y1 >= 0) & (x2 < width) & (y2 < height)).nonzero().squeeze(1)
+            beyond = self.boundary_thresh if self.boundary_thresh >= 0 else math.inf
+            inside = (x1 >= -beyond) & (y1 >= -beyond)
+            inside = (inside & (x2 < width + beyond) & (y2 < height + beyond)).nonzero().squeeze(1)
             gt_weights = target.get("weights")
             of_images.append(
                 label_and_sample(
@@ -579,6 +583,8 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
             time and find a little less; near copies of a better one are left out first. None, as in
             the authors' code: all.
         rpn_nms_thresh: IoU of the NMS of the proposals, None for none.
+        rpn_boundary_thresh: anchors that reach beyond the image by more pixels do not train; -1:
+            all train. 0, as in the authors' code, leaves large objects of small images few anchors.
         objectness_negatives: whether anchors on no annotated object teach the first score, with
             target 0, as in the authors' code. Without, and without `box_score_negatives`, an object
             that lacks its annotation is never taken for background.
@@ -618,6 +624,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         rpn_pre_nms_top_n_test: int = 2000,
         rpn_post_nms_top_n_test: int | None = None,
         rpn_nms_thresh: float | None = None,
+        rpn_boundary_thresh: int = 0,
         objectness_negatives: bool = True,
         box_score_negatives: bool = False,
         ltrb_init: float = 0.0,
@@ -648,6 +655,7 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
             post_nms_top_n=kept,
             nms_thresh=rpn_nms_thresh,
             negatives=objectness_negatives,
+            boundary_thresh=rpn_boundary_thresh,
         )
         box_head = TwoMLPHead(channels * 7 * 7, representation_size)
         for layer in (box_head.fc6, box_head.fc7):  # as Detectron2 does
