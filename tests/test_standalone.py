@@ -507,7 +507,7 @@ def test_channels_last():
 
 
 def test_anchors_beyond_the_border():
-    """An object that fills a small image has an anchor of its size only if that may reach beyond."""
+    """What fills a small image has an anchor of its size only if that may reach beyond."""
     from torchvision.models.detection.image_list import ImageList
 
     small = {"depth": 10, "norm": "GN", "fpn_channels": 32, "representation_size": 32}
