@@ -25,7 +25,7 @@ from oln_d2.evaluation import GroundTruth, OpenWorldRecall
 from oln_d2.evaluation.plot import require_format
 from oln_d2.files import StrPath, write_whole
 from oln_d2.loading import load
-from oln_d2.propose.inputs import find_sources
+from oln_d2.propose.inputs import evenly, find_sources
 from oln_d2.propose.proposer import Proposer
 
 KS = 10, 100, 1000
@@ -131,10 +131,10 @@ def benchmark_onnx(
     content = None
     if gt is None:
         paths = [source.path for source in find_sources([os.fspath(images)])[1]]
-        paths = _evenly(paths, number)
+        paths = evenly(paths, number)
     else:
         content = load_coco(gt)
-        entries = content["images"] = _evenly(content["images"], number)
+        entries = content["images"] = evenly(content["images"], number)
         ids = {entry["id"] for entry in entries}
         content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
         paths = [os.path.join(images, entry["file_name"]) for entry in entries]
@@ -172,12 +172,6 @@ def benchmark_onnx(
         print(tabulate(rows, headers, disable_numparse=True))
         if plot is not None and count == threads[0]:
             _plot(plot, times, recalls, ks)
-
-
-def _evenly(values, number):
-    """So many of them, at equal distances."""
-    number = min(number or len(values), len(values))
-    return [values[i * len(values) // number] for i in range(number)]
 
 
 def _timed(run, number):

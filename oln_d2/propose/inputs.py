@@ -77,6 +77,12 @@ def find_sources(
     return root, sources
 
 
+def evenly(values: Sequence[Any], number: int | None) -> list[Any]:
+    """At most so many of them, at equal distances; None: all."""
+    number = min(number or len(values), len(values))
+    return [values[i * len(values) // number] for i in range(number)]
+
+
 def _find_paths(patterns: Iterable[str], lists: frozenset[str] = frozenset()) -> Iterator[str]:
     """`lists`: the text files that the patterns come from."""
     for pattern in patterns:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from oln_d2.checks import InputError, needs
 from oln_d2.data.images import open_image
 from oln_d2.files import StrPath, write_whole
-from oln_d2.propose.inputs import find_sources
+from oln_d2.propose.inputs import evenly, find_sources
 from oln_d2.propose.onnx import INPUTS, SETTINGS, OnnxProposer, check_target
 
 # Feature pyramid, first stage and the wide layers of the second: most of the time. The backbone
@@ -34,8 +34,7 @@ def find_photos(images: StrPath, number: int) -> list[str]:
     photos = [s.path for s in find_sources([os.fspath(images)])[1] if not s.is_video]
     if not photos:
         raise InputError(f"{images}: holds videos alone; give a folder of photographs")
-    number = min(number, len(photos))
-    return [photos[i * len(photos) // number] for i in range(number)]
+    return evenly(photos, number)
 
 
 def quantize(proposer: OnnxProposer, output: StrPath, photos: Sequence[StrPath]) -> None:
