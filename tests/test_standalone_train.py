@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from inspect import signature
 
 import numpy as np
@@ -920,6 +921,39 @@ def test_several_processes(coco, tmp_path, launcher, number):
     result = command(*args, "--resume")
     assert result.returncode != 0
     assert "start at iterations [2, 0]; put the output folder where all nodes" in result.stderr
+
+
+def test_several_processes_end_when_told_to(coco, tmp_path):
+    """SIGTERM, as SLURM sends it, must end all processes, and not leave them waiting for ever."""
+    args = [sys.executable, "-m", "oln_d2", *map(str, options(coco, tmp_path / "out"))]
+    args += ["--devices", "2", "--batch-size", "2", "--epochs", "999", "--checkpoint-every", "3"]
+    env, quiet = {**os.environ, "OMP_NUM_THREADS": "1"}, subprocess.DEVNULL
+    process = subprocess.Popen(
+        args, cwd=ROOT, env=env, stdout=quiet, stderr=quiet, start_new_session=True
+    )
+    try:
+        while not (tmp_path / "out/checkpoint.pth").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.3)  # amid a step, not while it is written
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
+        for _ in range(100):  # what is killed takes a moment to be gone
+            if not _group_lives(process.pid):
+                break
+            time.sleep(0.1)
+        assert not _group_lives(process.pid)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _group_lives(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("arguments", [["train"], ["quickstart", "--engine", "standalone"]])

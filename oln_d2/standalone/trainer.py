@@ -373,8 +373,6 @@ def _run(trainer: Any, work: str, *args: Any, **kwargs: Any) -> None:
     `trainer.fit` or `trainer.validate`. Ctrl-C and SIGTERM both are a KeyboardInterrupt, and no
     process that was started here outlives an error.
     """
-    from pytorch_lightning.utilities.exceptions import SIGTERMException
-
     handler = signal.getsignal(signal.SIGINT)
     try:
         with warnings.catch_warnings():
@@ -385,7 +383,7 @@ def _run(trainer: Any, work: str, *args: Any, **kwargs: Any) -> None:
         signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
         if hasattr(trainer.strategy.launcher, "kill"):  # it has started processes
             trainer.strategy.launcher.kill(signal.SIGKILL)
-        if interrupted(error) or isinstance(error, SIGTERMException):
+        if interrupted(error):
             raise KeyboardInterrupt from None
         raise
 

@@ -6,6 +6,8 @@ ours; the loop and all around it is PyTorch Lightning's.
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -229,6 +231,24 @@ class WholeFiles(TorchCheckpointIO):
         write_checkpoint(path, rest.pop("model"), **rest)
 
 
+class Terminable(callbacks.Callback):
+    """
+    SIGTERM, which SLURM and `kill` send, interrupts as Ctrl-C does. Lightning's own handler tells
+    the other processes first, amid a step in which they wait for something else, and all hang.
+    """
+
+    def on_train_start(self, *args: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _interrupt)  # until Lightning restores what was there
+
+    on_validation_start = on_train_start
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the tidying up
+    raise KeyboardInterrupt
+
+
 class Progress(callbacks.TQDMProgressBar):
     """One bar for the whole run, however many epochs that is."""
 
@@ -274,7 +294,7 @@ def make_trainer(
     """
     output, parts = os.fspath(output), settings["accumulate"]
     evaluate_every = settings["evaluate_every"]
-    hooks: list[Any] = [Progress(refresh_rate=10)]
+    hooks: list[Any] = [Terminable(), Progress(refresh_rate=10)]
     if settings["ema"]:
         # Not Lightning's `EMAWeightAveraging`, whose decay is fixed; and with a delayed start it
         # would evaluate the weights at the start.
