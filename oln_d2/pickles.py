@@ -21,6 +21,8 @@ _OTHER_FILES = {
     "this name; open its address in a browser and fetch the file again",
     rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar": "an archive; unpack it and give the "
     "checkpoint in it",
+    rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF.{4}WEBP": "an image, not a checkpoint; images stand before "
+    "the options, e.g. `propose photos/ --weights model.pth`",
     rb"\x89HDF": "HDF5, as Keras writes it; give a checkpoint of PyTorch",
     rb"\x08.\x12": "ONNX, not a checkpoint; only `propose` and oln_d2.load take it, under a name "
     "that ends in .onnx",

@@ -102,6 +102,7 @@ OTHER_FILES = {
     "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
     "empty": (b"", "model.pth: is empty; fetch"),
     "zeros": (bytes(5000), "nothing but zeros"),
+    "photograph": (b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(99), "is an image, not a checkpoint"),
     "json": (b'{"message": "Not Found"}', "is text, not a checkpoint"),
     "gzip": (b"\x1f\x8b\x08\x00rest", "is an archive"),
     "zip": (zipped(), "is a zip archive; unpack it"),
