@@ -18,7 +18,7 @@ from typing import Any
 from oln_d2.checks import InputError
 from oln_d2.files import file_digest, read_json
 
-SHIPPED = "oln_box_lite0_general_v1"
+SHIPPED = "oln_box_lite0_general_v2"
 FORMAT = 1  # of the .json
 PACKAGE = Path(__file__).parent
 REPOSITORY = PACKAGE.parents[1] / "weights"
