@@ -935,8 +935,10 @@ def test_several_processes_end_when_told_to(coco, tmp_path):
         while not (tmp_path / "out/checkpoint.pth").exists():
             assert process.poll() is None
             time.sleep(0.02)
-        time.sleep(0.3)  # amid a step, not while it is written
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(1)  # the other process now waits for the gradients of this one
         process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
         assert process.wait(60) == 130
         for _ in range(100):  # what is killed takes a moment to be gone
             if not _group_lives(process.pid):
