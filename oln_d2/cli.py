@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     needed, 130 for Ctrl-C, 141 if nobody reads what is printed any more.
     """
     parser = argparse.ArgumentParser(prog="oln-d2", description="Open-world object localization.")
+    version = sys.modules["oln_d2"].__version__  # the facade must not be imported here
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         subparser = subparsers.add_parser(

@@ -302,3 +302,8 @@ def test_benchmark(files):
     ]
     assert len(rows) >= 2
     assert all(float(row.split()[-1]) < 1e-12 for row in rows)
+
+
+def test_version():
+    """Who reports a bug must be able to say of which version, without Python."""
+    assert command("--version").stdout == f"oln-d2 {oln_d2.__version__}\n"
