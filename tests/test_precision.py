@@ -106,7 +106,7 @@ def test_half_precision_finds_and_learns_the_same(make, tmp_path, monkeypatch):
         boxes, scores = find(image)
     torch.manual_seed(0)
     losses = learn(image)
-    for dtype, overlap, difference in (torch.float16, 0.99, 0.003), (torch.bfloat16, 0.9, 0.02):
+    for dtype, overlap, difference in (torch.float16, 0.99, 0.003), (torch.bfloat16, 0.85, 0.02):
         with torch.autocast("cpu", dtype):
             with torch.no_grad():
                 half_boxes, half_scores = find(image)
