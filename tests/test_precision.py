@@ -53,7 +53,8 @@ def test_names():
         usable_dtype("half", "cpu", "KEY")
 
 
-BOXES = torch.tensor([[60.0, 20, 250, 310]])  # of the astronaut
+SIZE = 384  # as the model sees images
+BOXES = torch.tensor([[72.0, 24, 300, 372]])  # of the astronaut
 
 
 def standalone():
@@ -100,13 +101,13 @@ def test_half_precision_finds_and_learns_the_same(make, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     find, learn = make()
     with Image.open(ROOT / "examples/photos/astronaut.jpg") as photo:
-        pixels = np.asarray(photo.convert("RGB").resize((320, 320)))
+        pixels = np.asarray(photo.convert("RGB").resize((SIZE, SIZE)))
     image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     with torch.no_grad():
         boxes, scores = find(image)
     torch.manual_seed(0)
     losses = learn(image)
-    for dtype, overlap, difference in (torch.float16, 0.99, 0.003), (torch.bfloat16, 0.85, 0.02):
+    for dtype, overlap, difference in (torch.float16, 0.99, 0.003), (torch.bfloat16, 0.9, 0.02):
         with torch.autocast("cpu", dtype):
             with torch.no_grad():
                 half_boxes, half_scores = find(image)
