@@ -53,8 +53,8 @@ def test_names():
         usable_dtype("half", "cpu", "KEY")
 
 
-SIZE = 384  # as the model sees images
-BOXES = torch.tensor([[72.0, 24, 300, 372]])  # of the astronaut
+SIZE = weights.card()["min_size"]
+BOXES = torch.tensor([[0.1875, 0.0625, 0.78125, 0.96875]]) * SIZE  # of the astronaut
 
 
 def standalone():
