@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import faulthandler
 import os
 import signal
 import subprocess
@@ -31,10 +32,12 @@ def in_processes(function, number, *args):
 
 
 def _begin(rank, function, number, folder, *args):
+    faulthandler.enable()  # says where, should a process abort
     torch.set_num_threads(1)
     path = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=path, world_size=number, rank=rank)
     function(rank, number, folder, *args)
+    dist.barrier()  # none leaves while another may still read from it
     dist.destroy_process_group()
 
 
