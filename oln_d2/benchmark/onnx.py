@@ -26,6 +26,7 @@ from oln_d2.evaluation.plot import require_format
 from oln_d2.files import StrPath, write_whole
 from oln_d2.loading import load
 from oln_d2.propose.inputs import evenly, find_sources
+from oln_d2.propose.onnx import session_options
 from oln_d2.propose.proposer import Proposer
 
 KS = 10, 100, 1000
@@ -47,12 +48,9 @@ class TensorFlowDetector:
     """
 
     def __init__(self, path: StrPath, threads: int):
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors only
-        options.intra_op_num_threads = threads
         try:
             self.session = onnxruntime.InferenceSession(
-                os.fspath(path), options, providers=["CPUExecutionProvider"]
+                os.fspath(path), session_options(threads), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its errors have no other common base
             reason = str(error).splitlines()[0]
@@ -265,24 +263,22 @@ def _torchvision(photos: list[Image.Image], threads: int) -> dict[str, Run]:
     model.transform.resize = lambda image, target=None: (image, target)  # it is done
     proposer = _shipped(threads)
     resized = [proposer.prepare(photo).parts[0][1].transpose(2, 0, 1) for photo in photos]
-    pixels = [np.ascontiguousarray(image, np.float32) / 255 for image in resized]
-    tensors = [torch.from_numpy(image) for image in pixels]
+
+    def pixels(i):  # in the time, as the shipped one's are
+        return np.ascontiguousarray(resized[i], np.float32) / 255
 
     @torch.inference_mode()
     def eager(i):
         torch.set_num_threads(threads)
-        (found,) = model([tensors[i]])
+        (found,) = model([torch.from_numpy(pixels(i))])
         return found["boxes"].numpy(), found["scores"].numpy()
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    options.intra_op_num_threads = threads
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its exporter by tracing is deprecated
         path = os.path.join(folder, "model.onnx")
         torch.onnx.export(
             model,
-            ([tensors[0]],),
+            ([torch.from_numpy(pixels(0))],),
             path,
             dynamo=False,
             opset_version=18,
@@ -290,9 +286,11 @@ def _torchvision(photos: list[Image.Image], threads: int) -> dict[str, Run]:
             output_names=["boxes", "labels", "scores"],
             dynamic_axes={"image": {1: "height", 2: "width"}},
         )
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            path, session_options(threads), providers=["CPUExecutionProvider"]
+        )
 
     def exported(i):
-        return session.run(["boxes", "scores"], {"image": pixels[i]})
+        return session.run(["boxes", "scores"], {"image": pixels(i)})
 
     return {f"torchvision's {TORCHVISION}": eager, "the same as ONNX": exported}

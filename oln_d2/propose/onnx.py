@@ -38,6 +38,16 @@ def check_target(output: StrPath, source: StrPath) -> None:
     check_output(output, [source])
 
 
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """For an onnxruntime session of so many threads, 0: of all."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    options.intra_op_num_threads = threads
+    # Threads that wait busily take the time of the one that reads the next images.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
 class OnnxProposer(Proposer):
     """
     Args:
@@ -70,12 +80,8 @@ class OnnxProposer(Proposer):
                 f"onnxruntime cannot run on the device {device!r} here; use cpu, or install "
                 "onnxruntime-gpu for cuda"
             )
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors only
         threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # "4,2": by level
-        options.intra_op_num_threads = int(threads) if threads.isdecimal() else 0  # 0: all
-        # Threads that wait busily take the time of the one that reads the next images.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = session_options(int(threads) if threads.isdecimal() else 0)
         try:
             self.session = onnxruntime.InferenceSession(
                 path, options, providers=[PROVIDERS[device]]
