@@ -393,7 +393,7 @@ def predict_scaled(hidden: Tensor, length: float, layers: Sequence[nn.Conv2d]) -
         length: of the features of a location over the channels.
         layers: 1 x 1 convolutions.
     """
-    if torch.onnx.is_in_onnx_export():  # where a convolution takes a quarter of a norm's time
+    if torch.onnx.is_in_onnx_export():  # on onnxruntime it takes a quarter of the norm's time
         norm = F.conv2d(hidden * hidden, hidden.new_ones(1, hidden.shape[1], 1, 1)).sqrt()
     else:
         norm = torch.linalg.vector_norm(hidden, dim=1, keepdim=True)

@@ -96,8 +96,9 @@ def benchmark_onnx(
 ) -> None:
     """
     Print tables: milliseconds of the shipped model, by default and with other numbers of proposals,
-    and of others for the same images, resized before, one by one. torchvision's small Faster R-CNN,
-    without weights and for one class, is among them where torchvision is.
+    and of others for the same images, resized before, one by one, in the same sort of session.
+    torchvision's small Faster R-CNN, without weights and for one class, is among them where
+    torchvision is.
 
     Args:
         images: a folder.

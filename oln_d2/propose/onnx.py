@@ -39,7 +39,7 @@ def check_target(output: StrPath, source: StrPath) -> None:
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """For an onnxruntime session of so many threads, 0: of all."""
+    """For an onnxruntime session with so many threads; 0: as many as it chooses."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     options.intra_op_num_threads = threads

@@ -604,7 +604,8 @@ class OLNBox(detection.generalized_rcnn.GeneralizedRCNN):
         representation_size: width of the two layers of the second stage.
         box_sampling_ratio: along each side of a bin of an RoI so many points are averaged. 0, as in
             the authors' code: one for each location of the feature map that the bin spans, mostly
-            2 to 4. 2, as in torchvision's detectors, takes less time.
+            2 to 4. 2, as in torchvision's detectors, takes less time, 1, as in the shipped model,
+            less still.
         box_batch_size_per_image: RoIs sampled per image in training.
         box_nms_thresh: IoU of the NMS of the detections.
         box_detections_per_img: at most so many detections of an image.
