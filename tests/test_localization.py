@@ -3,11 +3,14 @@
 import pytest
 import torch
 from conftest import LTRB_OF_TBLR, close, load_golden
+from torchvision.ops import box_iou
 
 from oln_d2.localization import (
     aligned_iou,
+    anchors_inside,
     assign_anchors,
     box_quality,
+    candidates,
     centerness,
     check_finite,
     decode_ltrb,
@@ -15,8 +18,9 @@ from oln_d2.localization import (
     fuse_scores,
     iou_loss,
     label_and_sample,
+    pairwise_iou,
     quality_loss,
-    sample_labels,
+    sample_anchors,
     select_proposals,
     without_copies,
 )
@@ -117,34 +121,48 @@ def test_fused_score_is_geometric_mean():
     close(fuse_scores(a, b, c), (a * b * c) ** (1 / 3))
 
 
+def assign(iou, *limits):
+    """Objects and labels of anchors: 1 positive, 0 negative, -1 ignored."""
+    matches, overlaps = assign_anchors(iou)
+    positive, negative = candidates(overlaps, *limits)
+    return matches.tolist(), torch.where(positive, 1, negative.int() - 1).tolist()
+
+
 def test_assignment_thresholds():
     """Positives from the upper limit on, negatives below the lower, the rest ignored."""
     iou = torch.tensor([[0.05, 0.1, 0.2, 0.3, 0.9]])
-    matches, labels = assign_anchors(iou, 0.1, 0.3)
-    assert labels.tolist() == [0, -1, -1, 1, 1] and matches.tolist() == [0] * 5
+    assert assign(iou, 0.1, 0.3) == ([0] * 5, [0, -1, -1, 1, 1])
 
 
 def test_assignment_gives_each_object_its_best_anchors():
     """An object whose best anchor overlaps another object more would otherwise never train."""
     iou = torch.tensor([[0.8, 0.5, 0.0, 0.0], [0.0, 0.45, 0.45, 0.0], [0.0, 0.0, 0.1, 0.29]])
-    matches, labels = assign_anchors(iou, 0.3, 0.7)
+    matches, labels = assign(iou, 0.3, 0.7)
     # Both anchors tied at the best IoU of object 1 become its own; 0.29 is below the limit.
-    assert matches.tolist()[:3] == [0, 1, 1]
-    assert labels.tolist() == [1, 1, 1, 0]
+    assert matches[:3] == [0, 1, 1]
+    assert labels == [1, 1, 1, 0]
 
 
 def test_assignment_order_of_ties():
     """The first object wins an equal IoU by threshold, the last one an equal best anchor."""
     by_threshold = torch.tensor([[0.9, 0.8], [0.5, 0.8]])
-    assert assign_anchors(by_threshold, 0.3, 0.7)[0].tolist() == [0, 1]
-    assert assign_anchors(torch.tensor([[0.8, 0.9], [0.8, 0.9]]), 0.3, 0.7)[0].tolist() == [0, 1]
-    assert assign_anchors(torch.tensor([[0.8], [0.8]]), 0.3, 0.7)[0].tolist() == [1]
+    assert assign(by_threshold, 0.3, 0.7)[0] == [0, 1]
+    assert assign(torch.tensor([[0.8, 0.9], [0.8, 0.9]]), 0.3, 0.7)[0] == [0, 1]
+    assert assign(torch.tensor([[0.8], [0.8]]), 0.3, 0.7)[0] == [1]
 
 
 def test_assignment_without_objects_or_anchors():
     """Images without objects: every anchor is a negative."""
-    assert assign_anchors(torch.zeros(0, 3), 0.3, 0.7)[1].tolist() == [0, 0, 0]
-    assert assign_anchors(torch.zeros(2, 0), 0.3, 0.7)[1].tolist() == []
+    for limit in (0.0, 0.3):
+        assert assign(torch.zeros(0, 3), limit, 0.7)[1] == [0, 0, 0]
+    assert assign(torch.zeros(2, 0), 0.3, 0.7)[1] == []
+
+
+def test_iou_of_all_pairs_is_torchvisions():
+    """Bit for bit: an IoU that rounds otherwise may label other anchors."""
+    boxes, others = random_boxes(7, 4), random_boxes(500, 5)
+    others[:3, 2:] = others[:3, :2]
+    assert torch.equal(pairwise_iou(boxes, others), box_iou(boxes, others))
 
 
 def test_sample_of_an_image():
@@ -152,24 +170,87 @@ def test_sample_of_an_image():
     anchors = torch.tensor([[-9.0, 0, 11, 20], [0, 0, 20, 20], [50, 50, 70, 70], [90, 0, 110, 20]])
     gt_boxes = torch.tensor([[0.0, 0, 20, 20]])
 
-    inside = torch.tensor([1, 2, 3])
+    inside = torch.tensor([[False, True, True, True]])
     samples = [((0.3, 0.7), 9, 1.0), ((0.0, 0.7), 9, 1.0)]
-    labels, boxes, _ = label_and_sample(anchors, inside, gt_boxes, samples)
-    assert labels.tolist() == [[-1, 1, 0, 0], [-1, 1, -1, -1]]
-    assert boxes[:, 1].tolist() == gt_boxes.tolist() * 2
-    labels, *_ = label_and_sample(anchors, inside, gt_boxes[:0], samples)
-    assert labels.tolist() == [[-1, 0, 0, 0]] * 2
+    labels, boxes, _ = label_and_sample(anchors, inside, [gt_boxes], samples)
+    assert labels.tolist() == [[[-1, 1, 0, 0], [-1, 1, -1, -1]]]
+    assert boxes[0, :, 1].tolist() == gt_boxes.tolist() * 2
+    labels, *_ = label_and_sample(anchors, inside, [gt_boxes[:0]], samples)
+    assert labels.tolist() == [[[-1, 0, 0, 0]] * 2]
+
+
+def one_by_one(anchors, inside, gt_boxes, samples, gt_weights):
+    """What `label_and_sample` returns of an image, by loops."""
+    labels = torch.full((len(samples), len(anchors)), -1, dtype=torch.int8)
+    boxes, weights = torch.zeros(*labels.shape, 4), torch.ones(labels.shape)
+    iou = box_iou(gt_boxes, anchors[inside])
+    for row, (limits, number, share) in enumerate(samples):
+        low, high = torch.tensor(limits).tolist()  # in float32, as the IoU
+        matches, kinds = [], []
+        for overlaps in iou.T.tolist():
+            highest = max(overlaps, default=-1)
+            matches.append(overlaps.index(highest) if overlaps else 0)
+            kinds.append(1 if highest >= high else 0 if highest < low else -1)
+        for gt, overlaps in enumerate(iou.tolist()):
+            for anchor, overlap in enumerate(overlaps):
+                if overlap == max(overlaps) >= 0.3:
+                    matches[anchor], kinds[anchor] = gt, 1
+        room = number
+        for kind, most in ((1, int(number * share)), (0, number)):
+            found = [anchor for anchor, own in enumerate(kinds) if own == kind]
+            order = torch.randperm(len(found)).tolist()[: min(most, room)]
+            room -= len(order)
+            for anchor in (found[i] for i in order):
+                place = inside.nonzero()[anchor, 0]
+                labels[row, place] = kind
+                if kind == 1:
+                    boxes[row, place] = gt_boxes[matches[anchor]]
+                    weights[row, place] = gt_weights[matches[anchor]]
+    return labels, boxes, weights
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_samples_of_a_batch(weighted, seed, request):
+    """What images share must not change any of them, nor the draws that a seed gives."""
+    if seed is None:
+        request.getfixturevalue("first_n")
+    y, x = (8 * i.flatten().float() for i in torch.meshgrid(*[torch.arange(16)] * 2, indexing="ij"))
+    anchors = torch.cat([torch.stack([x - s, y - s, x + s, y + s], 1) for s in (8, 16, 32)])
+    tied = torch.tensor([[20.0, 20, 36, 36], [20, 20, 36, 36], [64, 64, 96, 100]])
+    sizes = [(128, 128), (128, 100), (10, 10), (90, 128), (128, 128)]
+    gt_boxes = [tied, tied[:0], tied[:1], random_boxes(9, 6), random_boxes(2, 7)]
+    gt_weights = [torch.rand(len(gt)) for gt in gt_boxes]
+    inside = anchors_inside(anchors, sizes, 0)
+    assert inside.sum(dim=1).bool().tolist() == [True, True, False, True, True]
+    samples = [((0.3, 0.7), 16, 0.5), ((0.1, 0.3), 64, 1.0)]
+    tried = []
+
+    def retry(function):
+        return lambda *args: tried.append(function) or function(*args)
+
+    torch.manual_seed(seed or 0)
+    found = label_and_sample(
+        anchors, inside, gt_boxes, samples, retry, gt_weights if weighted else None
+    )
+    torch.manual_seed(seed or 0)
+    images = zip(inside, gt_boxes, gt_weights)
+    expected = zip(*(one_by_one(anchors, own, gt, samples, w) for own, gt, w in images))
+    for actual, parts in zip(found, expected):
+        assert actual is None or torch.equal(actual, torch.stack(parts))
+    assert (found[2] is not None) == weighted
+    assert tried == [pairwise_iou, assign_anchors] * len(sizes)
 
 
 def test_sizes_of_samples():
     """Positives beyond their share would outweigh the background; too few must not end the run."""
-    labels = torch.tensor([1] * 6 + [0] * 20 + [-1] * 5)
+    positive, negative = torch.arange(6), torch.arange(6, 26)
     for number, share, expected in ((8, 0.5, (4, 4)), (20, 1.0, (6, 14)), (99, 0.5, (6, 20))):
-        drawn = sample_labels(labels, number, share)
+        drawn = sample_anchors(positive, negative, number, share)
         assert tuple(map(len, drawn)) == expected
-        assert [set(labels[index].tolist()) for index in drawn] == [{1}, {0}]
+        assert all(torch.isin(index, of).all() for index, of in zip(drawn, (positive, negative)))
         assert all(len(index.unique()) == len(index) for index in drawn)
-    draws = {tuple(sample_labels(labels, 4, 0.5)[0].tolist()) for _ in range(50)}
+    draws = {tuple(sample_anchors(positive, negative, 4, 0.5)[0].tolist()) for _ in range(50)}
     assert len(draws) > 10
 
 

@@ -7,6 +7,7 @@ from conftest import GOLDEN, LTRB_OF_TBLR, NEEDS_DETECTRON2, close, load_golden
 
 from oln_d2.localization import (
     assign_anchors,
+    candidates,
     decode_ltrb,
     encode_ltrb,
     iou_loss,
@@ -86,9 +87,10 @@ def test_assignment_matches_public_code(name, sample, limits):
     anchors = Boxes.cat(case.anchors)
     for i, gt in enumerate(case.gt):
         inside = case.golden[f"img{i}_inside"]
-        matches, labels = assign_anchors(pairwise_iou(gt.gt_boxes, anchors[inside]), *limits)
+        matches, overlaps = assign_anchors(pairwise_iou(gt.gt_boxes, anchors[inside]))
+        positive, negative = candidates(overlaps, *limits)
         expected = case.golden[f"img{i}_{sample}_assign"][inside]
-        assert torch.equal(torch.where(labels == 1, matches + 1, labels.long()), expected)
+        assert torch.equal(torch.where(positive, matches + 1, negative.long() - 1), expected)
 
 
 @pytest.mark.parametrize("name", CASES)

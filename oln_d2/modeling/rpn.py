@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from oln_d2.checks import InputError
 from oln_d2.localization import (
     QUALITIES,
+    anchors_inside,
     check_finite,
     convolve_at,
     decode_ltrb,
@@ -269,25 +270,24 @@ class OLNRPN(RPN):
             boxes of the assigned objects, (2, R, 4), undefined where the label is not 1; and with
             `gt_weights` those, (2, R), 1 where the label is not 1.
         """
-        anchors = Boxes.cat(anchors)
+        anchors = Boxes.cat(anchors).tensor
         samples = (
             (self.box_iou_thresholds, self.batch_size_per_image, self.positive_fraction),
             (self.objectness_iou_thresholds, self.objectness_batch_size_per_image, 1.0),
         )
-        of_images = []
-        for instances in gt_instances:
-            inside = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
-            if self.anchor_boundary_thresh >= 0:
-                inside = anchors.inside_box(instances.image_size, self.anchor_boundary_thresh)
-            inside, gt_boxes = inside.nonzero().squeeze(1), instances.gt_boxes.tensor
-            weights = instances.get("gt_weights") if instances.has("gt_weights") else None
-            of_images.append(
-                label_and_sample(
-                    anchors.tensor, inside, gt_boxes, samples, retry_if_cuda_oom, weights
-                )
-            )
-        gt_labels, matched_gt_boxes, gt_weights = map(list, zip(*of_images))
-        return gt_labels, matched_gt_boxes, gt_weights if gt_weights[0] is not None else None
+        weights = None
+        if gt_instances[0].has("gt_weights"):
+            weights = [instances.gt_weights for instances in gt_instances]
+        sizes = [instances.image_size for instances in gt_instances]
+        labels, boxes, weights = label_and_sample(
+            anchors,
+            anchors_inside(anchors, sizes, self.anchor_boundary_thresh),
+            [instances.gt_boxes.tensor for instances in gt_instances],
+            samples,
+            retry_if_cuda_oom,
+            weights,
+        )
+        return list(labels), list(boxes), None if weights is None else list(weights)
 
     def losses(
         self,

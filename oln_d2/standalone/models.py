@@ -4,7 +4,6 @@ and the same details as the Detectron2 components: equal weights give the same b
 and losses. OLN-Mask is for inference only.
 """
 
-import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -24,6 +23,7 @@ from oln_d2.checks import InputError
 from oln_d2.data.images import resized_shape
 from oln_d2.localization import (
     aligned_iou,
+    anchors_inside,
     check_finite,
     convolve_at,
     decode_ltrb,
@@ -311,19 +311,13 @@ class StandaloneRPN(detection.rpn.RegionProposalNetwork):
 
     def _label_and_sample(self, anchors, targets, image_sizes):
         """`labels`, `gt_boxes` and `weights` of :func:`rpn_losses`."""
-        x1, y1, x2, y2 = anchors.unbind(dim=1)
-        of_images = []
-        for target, (height, width) in zip(targets, image_sizes):
-            beyond = self.boundary_thresh if self.boundary_thresh >= 0 else math.inf
-            inside = (x1 >= -beyond) & (y1 >= -beyond)
-            inside = (inside & (x2 < width + beyond) & (y2 < height + beyond)).nonzero().squeeze(1)
-            gt_weights = target.get("weights")
-            of_images.append(
-                label_and_sample(
-                    anchors, inside, target["boxes"], self.samples, gt_weights=gt_weights
-                )
-            )
-        return [None if of[0] is None else torch.stack(of, dim=1) for of in zip(*of_images)]
+        weights = None
+        if "weights" in targets[0]:
+            weights = [target["weights"] for target in targets]
+        inside = anchors_inside(anchors, image_sizes, self.boundary_thresh)
+        gt_boxes = [target["boxes"] for target in targets]
+        found = label_and_sample(anchors, inside, gt_boxes, self.samples, gt_weights=weights)
+        return [None if of is None else of.transpose(0, 1) for of in found]
 
     def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
         """The proposals of :meth:`forward`, of boxes (N, R, 4), not clipped, and logits (N, R)."""
