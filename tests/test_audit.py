@@ -540,6 +540,7 @@ def test_bad_input(tmp_path, capsys):
     assert "seed is -1" in refused(GT, "--images", PHOTOS, "--seed", -1)
     assert "top_k is 0" in refused(GT, "--images", PHOTOS, "--top-k", 0)
     assert "no such file" in refused(tmp_path / "none.json", "--images", PHOTOS)
+    assert "none: no such file or folder" in refused(GT, "--images", tmp_path / "none")
     assert not (tmp_path / "out").exists()
 
 

@@ -307,3 +307,11 @@ def test_benchmark(files):
 def test_version():
     """Who reports a bug must be able to say of which version, without Python."""
     assert command("--version").stdout == f"oln-d2 {oln_d2.__version__}\n"
+
+
+def test_names_in_place_of_a_split(files, capsys):
+    """Who gives names of categories to --split must be told where they belong."""
+    with pytest.raises(SystemExit):
+        main(["evaluate", "gt.json", "results.json", "--split", SEEN])
+    assert f"'{SEEN}' is none of voc, person" in (error := capsys.readouterr().err)
+    assert "--seen" in error

@@ -16,6 +16,7 @@ from torchvision.transforms.functional import to_tensor
 import oln_d2
 from oln_d2.checks import InputError
 from oln_d2.cli import main
+from oln_d2.propose.low_rank import SHARES
 from oln_d2.propose.onnx import OnnxProposer
 from oln_d2.standalone import build_detector, load_detector, save_checkpoint
 from oln_d2.standalone.export import OnnxDetector, export
@@ -211,13 +212,15 @@ def test_bad_input_is_one_sentence(exported, tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["mask.pth"]
     whole = str(exported / "model.onnx")
     for line, expected in (
-        ([whole, "int8.onnx"], "is exported already; give --int8"),
+        ([whole, "int8.onnx"], "is exported already; give --low-rank or --int8"),
         (["int8.onnx"], "OUT is missing"),
         ([str(exported / "model.pth")], "OUT is missing"),
         ([whole, "--int8", str(ROOT / "examples")], "is there already; if it is the model, give"),
         ([whole, "int8.onnx", "--int8", str(ROOT / "examples"), "--int8-images", "0"], "--int8-im"),
         ([whole, "int8.onnx", "--int8", "no"], "no: "),
         ([whole, "int8.onnx", "--int8", "."], "no image or video"),
+        ([whole, "low.onnx", "--low-rank", "no"], "no: "),
+        (["low.onnx", "--low-rank", str(ROOT / "examples")], "OUT is missing"),
         ([whole, "int8.h5", "--int8", str(ROOT / "examples")], "its ending has to be"),
         ([whole, whole, "--int8", str(ROOT / "examples")], "model.onnx"),
         ([str(exported / "model.pth"), "int8.onnx", "--int8", "no"], "no: "),
@@ -288,6 +291,77 @@ def test_int8_of_the_shipped_model(photos, tmp_path):
     names = "min_size max_size likely_score copy_factor limits"
     assert all(getattr(found, name) == getattr(whole, name) for name in names.split())
     assert path.stat().st_size < 16e6
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """A folder with a checkpoint whose wide layers say few things, and what is exported of it."""
+    folder = tmp_path_factory.mktemp("narrow")
+    model = standalone_model(10, min_size=160, max_size=260, box_nms_thresh=0.5)
+    for name, share in SHARES.items():
+        layer = model.get_submodule(name.removeprefix("model."))
+        outputs = len(layer.weight)
+        basis = torch.linalg.qr(torch.randn(outputs, int(share * outputs))).Q
+        weight = basis @ basis.T @ layer.weight.detach().flatten(1)
+        layer.weight.data = weight.reshape(layer.weight.shape)
+        layer.bias.data.normal_()
+    save_checkpoint(model, str(folder / "model.pth"))
+    assert main(["export", str(folder / "model.pth"), str(folder / "model.onnx")]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("source", ["model.pth", "model.onnx"])
+def test_low_rank(source, narrow, photos, tmp_path, capsys):
+    """Layers that say few things must say the same in fewer numbers; and not be cut again."""
+    path = tmp_path / "low.onnx"
+    line = ["export", str(narrow / source), str(path), "--low-rank", str(photos)]
+    assert main(line) == 0
+    assert capsys.readouterr().out.count(": 100.0 % of the variance is kept") == len(SHARES)
+    assert path.stat().st_size < (narrow / "model.onnx").stat().st_size - 100_000
+    shapes = {tensor.name: list(tensor.dims) for tensor in onnx.load(path).graph.initializer}
+    for name, share in SHARES.items():
+        first, second = (shapes[f"{name}.{i}.weight"] for i in range(2))
+        assert first[0] == second[1] == int(share * second[0])
+        assert f"{name}.weight" not in shapes
+    image = to_tensor(noise(320, 240))
+    whole, found = (OnnxDetector(file)([image])[0] for file in (narrow / "model.onnx", path))
+    assert len(found["scores"]) > 20
+    assert_same(found, whole, 320)
+    assert main(["export", str(path), str(tmp_path / "b.onnx"), "--low-rank", str(photos)]) == 2
+    assert "low.onnx: has no model.backbone.fpn.layer_blocks.0.0 in one" in capsys.readouterr().err
+    assert not (tmp_path / "b.onnx").exists()
+
+
+def test_low_rank_in_half_and_in_int8(narrow, photos, tmp_path):
+    """One option must not undo what another gains."""
+    half, low, both = (tmp_path / name for name in ("half.pth", "low.onnx", "both.onnx"))
+    assert main(["convert", str(narrow / "model.pth"), str(half), "--half"]) == 0
+    assert main(["export", str(half), str(low), "--low-rank", str(photos)]) == 0
+    assert low.stat().st_size < 0.55 * (narrow / "model.onnx").stat().st_size
+    steps = ["--low-rank", str(photos), "--int8", str(photos)]
+    assert main(["export", str(narrow / "model.onnx"), str(both), *steps]) == 0
+    quantized = {t.name for t in onnx.load(both).graph.initializer if t.data_type == 3}
+    assert {f"{name}.{i}.weight_quantized" for name in SHARES for i in range(2)} <= quantized
+    (photo,) = sorted(photos.iterdir())[:1]
+    expected = next(oln_d2.load(narrow / "model.onnx")(photo, top_k=5))
+    for path, close in ((low, 2e-3), (both, 0.02)):
+        found = next(oln_d2.load(path)(photo, top_k=5))
+        assert found.scores == pytest.approx(expected.scores, abs=close)
+
+
+def test_too_few_proposals(narrow, tmp_path, capsys):
+    """From one proposal nobody can tell what a layer says."""
+    folder = tmp_path / "dots"
+    folder.mkdir()
+    noise(1, 1).save(folder / "dot.png")
+    model = str(tmp_path / "few.pth")
+    few = load_detector(narrow / "model.pth")
+    few.config["rpn_post_nms_top_n_test"] = 1
+    save_checkpoint(few, model)
+    out = tmp_path / "low.onnx"
+    assert main(["export", model, str(out), "--low-rank", str(folder)]) == 2
+    assert "give more photographs" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_older_pytorch(exported, tmp_path, monkeypatch):

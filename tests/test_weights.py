@@ -4,16 +4,21 @@ import json
 import shutil
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from conftest import NEEDS_DETECTRON2, ROOT
 from PIL import Image
 from pycocotools import mask as mask_utils
+from torchvision.ops import box_iou
 
 import oln_d2
 from oln_d2 import model_zoo, weights
 from oln_d2.boxes import nms, to_xywh
 from oln_d2.checks import InputError
 from oln_d2.cli import main
+from oln_d2.propose.low_rank import SHARES
+from oln_d2.standalone import load_detector
 
 PHOTOS = ROOT / "examples/photos"
 # XYXY of what anybody sees first in each.
@@ -110,10 +115,37 @@ def test_command(tmp_path, monkeypatch, capsys):
 
 
 def test_forms_agree():
-    """The file for PyTorch holds the same model: the same boxes, to 1e-3 of the image's side."""
-    onnx, torch = (oln_d2.load(weights.find(e), device="cpu") for e in (".onnx", ".safetensors"))
+    """The file for PyTorch holds the model that the other was made of, and finds the same."""
+    whole = load_detector(weights.find(".safetensors"))
+    stored = {t.name: t for t in onnx.load(weights.find(".onnx")).graph.initializer}
+    for name in SHARES:
+        weight = whole.get_submodule(name.removeprefix("model.")).weight.detach().flatten(1)
+        first, second = (
+            torch.tensor(onnx.numpy_helper.to_array(stored[f"{name}.{i}.weight_half"])).float()
+            for i in range(2)
+        )
+        expected = second.flatten(1).T @ weight
+        assert (first.flatten(1) - expected).abs().max() < 2e-3 * expected.abs().max()
+    proposers = [oln_d2.load(weights.find(e), device="cpu") for e in (".onnx", ".safetensors")]
     for name in OBJECTS:
-        same(*(next(proposer(PHOTOS / name)) for proposer in (onnx, torch)))
+        ours, theirs = (torch.tensor(next(p(PHOTOS / name, top_k=100)).boxes) for p in proposers)
+        for best, others in ((ours[:5], theirs), (theirs[:5], ours)):
+            assert box_iou(best, others).amax(dim=1).min() > 0.7
+
+
+def test_exported(tmp_path):
+    """A file made of the shipped weights proposes as they do: as large images, as few boxes."""
+    path = tmp_path / "model.onnx"
+    assert main(["export", weights.find(".safetensors"), str(path)]) == 0
+    proposers = [oln_d2.load(file, device="cpu") for file in (weights.find(".safetensors"), path)]
+    for name in ("min_size", "likely_score", "copy_factor"):
+        whole, exported = (getattr(proposer, name) for proposer in proposers)
+        assert whole == exported == weights.card()[name]
+    for name in OBJECTS:
+        same(*(next(proposer(PHOTOS / name)) for proposer in proposers))
+    photo = PHOTOS / "coffee.jpg"
+    assert len(next(oln_d2.load(path)(photo, top_k=1000))) <= weights.card()["max_proposals"]
+    assert len(next(oln_d2.load(path, max_proposals=2000)(photo, top_k=1000))) > 300
 
 
 def same(one, other):

@@ -49,6 +49,7 @@ from oln_d2.files import (
 from oln_d2.loading import load
 from oln_d2.pages.page import full_size, templates
 from oln_d2.propose import Proposer, propose_files
+from oln_d2.propose.inputs import find_sources
 from oln_d2.propose.writers import cvat_content, labelstudio_task
 
 FILES = "audit_files"
@@ -179,6 +180,8 @@ def audit(
     settings = {"iou": IOU, "copies": COPIES, "inside": INSIDE, **before.get("settings", {})}
     given = {"iou": iou, "copies": copies, "inside": inside}
     settings.update({name: value for name, value in given.items() if value is not None})
+    if not merge:
+        find_sources([os.fspath(images)])  # that there are any; before anything is written
     check_folder(output, "audit")
     make_folder(output)
     check_links(output)

@@ -106,7 +106,8 @@ def benchmark_onnx(
             of all objects.
         split: its seen categories, see :func:`oln_d2.evaluate`.
         number: of images, evenly taken from all; None: all.
-        other: files for :class:`TensorFlowDetector`, or such as `oln-d2 export` writes.
+        other: files for :class:`TensorFlowDetector`, or such as `oln-d2 export` writes, which take
+            as many proposals as the shipped model by default.
         proposals: see :meth:`Proposer.limit_proposals`; 2000 are more than there are.
         sizes: other lengths of the shorter image side.
         top_k: boxes of an image, of each; AR is at 10, 100 and 1000 boxes, as far as there are.
@@ -240,7 +241,7 @@ def _ours(
 
 def _other(photos: list[Image.Image], top_k: int, threads: int, path: StrPath) -> Run:
     try:
-        return _ours(photos, top_k, threads, path=path)
+        return _ours(photos, top_k, threads, weights.card()["max_proposals"], path=path)
     except InputError:  # it is of another form
         detector = TensorFlowDetector(path, threads)
     prepared = [detector.prepare(photo) for photo in photos]

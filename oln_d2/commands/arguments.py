@@ -12,12 +12,20 @@ def add_seen(parser: argparse.ArgumentParser, required: bool = False) -> None:
     seen = parser.add_mutually_exclusive_group(required=required)
     seen.add_argument(
         "--split",
-        choices=list(SPLITS),
+        type=_split,
         metavar="SPLIT",
         help="the seen categories: voc, 20 of COCO's 80; person; coco, all 80; or the same by the "
         f"names of another data set, {', '.join(name for name in SPLITS if '_' in name)}",
     )
     seen.add_argument("--seen", help="their names: a,b,c or a file with one a line")
+
+
+def _split(name: str) -> str:
+    if name not in SPLITS:
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is none of {', '.join(SPLITS)}; categories by their names go with --seen"
+        )
+    return name
 
 
 def add_training(parser: argparse._ActionsContainer, what: str) -> None:

@@ -144,8 +144,7 @@ class OnnxProposer(Proposer):
     def keep_proposals(self, number: int) -> None:
         """See :meth:`Proposer.limit_proposals`."""
         self._require_limits("max_proposals")
-        kept = min(int(self.limits["max_proposals"]), number)
-        self.limits["max_proposals"] = np.array(kept, np.int64)
+        self.limits["max_proposals"] = np.array(number, np.int64)
 
     def detect(
         self, pixels: list[NDArray[np.uint8]], sizes: list[tuple[int, int]]

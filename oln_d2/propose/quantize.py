@@ -3,9 +3,11 @@
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from oln_d2.checks import InputError, needs
@@ -37,6 +39,29 @@ def find_photos(images: StrPath, number: int) -> list[str]:
     return evenly(photos, number)
 
 
+def calibration_inputs(
+    proposer: OnnxProposer, photos: Sequence[StrPath]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """What the graph of `proposer` takes, of one photograph after the other."""
+    for photo in tqdm(photos, desc="measuring", unit="image", disable=None):
+        ((_, pixels),) = proposer.prepare(open_image(photo)).parts
+        image = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
+        yield {INPUTS[0]: image, **proposer.limits}
+
+
+def write_settings(model: Any, proposer: OnnxProposer) -> None:
+    """
+    Put the settings of `proposer` into an ONNX model that was made of it; also what the card of the
+    shipped model says, which knows its own file only.
+    """
+    import onnx
+
+    names = "min_size max_size max_detections likely_score copy_factor".split()
+    settings = {**proposer.settings, **{name: getattr(proposer, name) for name in names}}
+    settings |= {name: int(value) for name, value in proposer.limits.items()}
+    onnx.helper.set_model_props(model, {SETTINGS: json.dumps(settings)})
+
+
 def quantize(proposer: OnnxProposer, output: StrPath, photos: Sequence[StrPath]) -> None:
     """
     Write an exported OLN-Box anew, `PARTS` of it in 8-bit integers: less time on processors that
@@ -61,14 +86,10 @@ def quantize(proposer: OnnxProposer, output: StrPath, photos: Sequence[StrPath])
 
     class Images(CalibrationDataReader):
         def __init__(self):
-            self.left = iter(tqdm(photos, desc="measuring", unit="image", disable=None))
+            self.left = calibration_inputs(proposer, photos)
 
         def get_next(self):
-            for photo in self.left:
-                ((_, pixels),) = proposer.prepare(open_image(photo)).parts
-                image = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
-                return {INPUTS[0]: image, **proposer.limits}
-            return None
+            return next(self.left, None)
 
     with tempfile.TemporaryDirectory() as folder:
         folded = os.path.join(folder, "folded.onnx")
@@ -92,11 +113,7 @@ def quantize(proposer: OnnxProposer, output: StrPath, photos: Sequence[StrPath])
                 nodes_to_quantize=layers,
             )
             written = onnx.load(temporary)
-            # What the card of the shipped model says, which knows its own file only, goes along.
-            names = "min_size max_size max_detections likely_score copy_factor".split()
-            settings = {**proposer.settings, **{name: getattr(proposer, name) for name in names}}
-            settings |= {name: int(value) for name, value in proposer.limits.items()}
-            onnx.helper.set_model_props(written, {SETTINGS: json.dumps(settings)})
+            write_settings(written, proposer)
             domains = {node.domain for node in written.graph.node}
             imports = [used for used in written.opset_import if used.domain in domains]
             del written.opset_import[:]

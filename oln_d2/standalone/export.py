@@ -4,6 +4,7 @@ runs the file.
 """
 
 import json
+import os
 import warnings
 from typing import Any
 
@@ -14,14 +15,16 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from oln_d2 import weights
 from oln_d2.checks import InputError, needs
-from oln_d2.files import StrPath, write_whole
+from oln_d2.files import StrPath, file_digest, write_whole
 from oln_d2.localization import without_copies
 from oln_d2.propose.onnx import (
     FORMAT,
     INPUTS,
     OUTPUTS,
     SETTINGS,
+    SHARES,
     OnnxProposer,
     check_target,
 )
@@ -32,6 +35,7 @@ from oln_d2.standalone.models import OLNBox, Transform
 OPSET = 18  # the exporter's own
 IR_VERSION = 8  # enough for this opset; the exporter's own is refused by older runtimes
 LARGE = 256  # numbers of a tensor, from which storing it in float16 pays
+CARD = (*SHARES, "min_size", "max_proposals")  # of `oln_d2.weights.card`
 TORCH = "2.14"  # the first tried; slices whose end is an input came some versions before
 
 
@@ -129,6 +133,9 @@ def export(checkpoint: StrPath, output: StrPath, config: dict[str, Any] | None =
         "padding": "in the graph",
         **dict(zip(INPUTS[1:], limits)),
     }
+    # Of the shipped model the file says what its card does, which does not know this file.
+    card = weights.card_of(file_digest(os.path.expanduser(checkpoint))) or {}
+    settings |= {name: card[name] for name in CARD if name in card}
 
     def stable_sort(x, stable=True, dim=-1, descending=False):
         """torch's exporter does not know `stable`; ONNX's TopK, by which it sorts, is stable."""

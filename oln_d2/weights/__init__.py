@@ -3,7 +3,8 @@ Trained models. The one that the package ships lies beside this file; others are
 `weights/` of the repository. Each has one name, with its version, and some of
 
     NAME.onnx: for any machine, without PyTorch
-    NAME.safetensors: the same weights for PyTorch and Detectron2, also to train on from
+    NAME.safetensors: the weights for PyTorch and Detectron2, also to train on from; of these the
+        other has wide layers reduced (`oln-d2 export --low-rank`)
     NAME.json: what they are: "sha256" of the others by their endings, "likely_score" and
         "copy_factor" (see `Proposer`), maybe "min_size" and "max_proposals" (see `load`), and how
         the model was trained and measured
