@@ -350,13 +350,13 @@ def test_low_rank_in_half_and_in_int8(narrow, photos, tmp_path):
 
 
 def test_too_few_proposals(narrow, tmp_path, capsys):
-    """From one proposal nobody can tell what a layer says."""
+    """From a few proposals, one of each level, nobody can tell what a layer says."""
     folder = tmp_path / "dots"
     folder.mkdir()
     noise(1, 1).save(folder / "dot.png")
     model = str(tmp_path / "few.pth")
     few = load_detector(narrow / "model.pth")
-    few.config["rpn_post_nms_top_n_test"] = 1
+    few.config["rpn_pre_nms_top_n_test"] = 1
     save_checkpoint(few, model)
     out = tmp_path / "low.onnx"
     assert main(["export", model, str(out), "--low-rank", str(folder)]) == 2
