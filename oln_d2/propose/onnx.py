@@ -142,7 +142,7 @@ class OnnxProposer(Proposer):
             )
 
     def keep_proposals(self, number: int) -> None:
-        """See :meth:`Proposer.limit_proposals`."""
+        """See :meth:`Proposer.limit_proposals`; here they may be more than the file says."""
         self._require_limits("max_proposals")
         self.limits["max_proposals"] = np.array(number, np.int64)
 
