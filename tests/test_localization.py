@@ -18,7 +18,6 @@ from oln_d2.localization import (
     fuse_scores,
     iou_loss,
     label_and_sample,
-    pairwise_iou,
     quality_loss,
     sample_anchors,
     select_proposals,
@@ -158,13 +157,6 @@ def test_assignment_without_objects_or_anchors():
     assert assign(torch.zeros(2, 0), 0.3, 0.7)[1] == []
 
 
-def test_iou_of_all_pairs_is_torchvisions():
-    """Bit for bit: an IoU that rounds otherwise may label other anchors."""
-    boxes, others = random_boxes(7, 4), random_boxes(500, 5)
-    others[:3, 2:] = others[:3, :2]
-    assert torch.equal(pairwise_iou(boxes, others), box_iou(boxes, others))
-
-
 def test_sample_of_an_image():
     """An anchor outside the image must not be trained, nor take an object from those inside."""
     anchors = torch.tensor([[-9.0, 0, 11, 20], [0, 0, 20, 20], [50, 50, 70, 70], [90, 0, 110, 20]])
@@ -239,7 +231,7 @@ def test_samples_of_a_batch(weighted, seed, request):
     for actual, parts in zip(found, expected):
         assert actual is None or torch.equal(actual, torch.stack(parts))
     assert (found[2] is not None) == weighted
-    assert tried == [pairwise_iou, assign_anchors] * len(sizes)
+    assert tried == [box_iou, assign_anchors] * len(sizes)
 
 
 def test_sizes_of_samples():

@@ -25,8 +25,8 @@ def reduce_rank(proposer: OnnxProposer, output: StrPath, photos: list[str]) -> d
     two with (R, D) and (D', R): less time, and scores and boxes that differ a little.
 
     On photographs y varies in few directions: it is put together from its first R principal
-    components there. Fast R-CNN (section 3.1) cuts the singular values of W for the same end; that
-    loses more, since it asks for every x alike.
+    components there. Fast R-CNN (section 3.1) cuts the singular values of W for the same end, which
+    asks for every x alike.
 
     Args:
         proposer: what :func:`oln_d2.load` makes of a file that `oln-d2 export` wrote.
